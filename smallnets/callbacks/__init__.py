@@ -1,0 +1,7 @@
+"""Lightning callbacks: thin hooks onto functions that work in any training loop."""
+
+from smallnets.callbacks.budget import ParameterBudget
+from smallnets.callbacks.ema import EMA
+from smallnets.callbacks.health import Health, HealthWarning
+
+__all__ = ["EMA", "Health", "HealthWarning", "ParameterBudget"]

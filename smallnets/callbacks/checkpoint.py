@@ -1,0 +1,52 @@
+"""Which checkpoints a run keeps, and how they reach the disk."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class RenamedCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, flushes it to the disk and renames it.
+
+    A run killed at any moment leaves the previous checkpoint or the new one, never a part under the final name.
+    (Lightning's own way writes to the temporary folder, which may be another disk, and then moves.)
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        with part.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+
+
+def run_checkpoints(folder: Path, every_n_train_steps: int | None = None) -> list[ModelCheckpoint]:
+    """The checkpoints of a run: `best.ckpt` (highest validation accuracy) and `last.ckpt` (every epoch's end).
+
+    Both are written at the end of the training epoch, after validation and the schedule's step, so that either can be
+    resumed exactly. With `every_n_train_steps`, `last.ckpt` is also written after every so many optimizer steps.
+    """
+    common: dict[str, Any] = {
+        "dirpath": folder,
+        "save_top_k": 1,
+        "auto_insert_metric_name": False,
+        "enable_version_counter": False,
+        "save_weights_only": False,
+    }
+    last: dict[str, Any] = {"filename": "last", **common}
+    callbacks = [
+        ModelCheckpoint(
+            filename="best", monitor="val/accuracy", mode="max", save_on_train_epoch_end=True, verbose=False, **common
+        ),
+        ModelCheckpoint(every_n_epochs=1, save_on_train_epoch_end=True, **last),
+    ]
+    if every_n_train_steps:
+        callbacks.append(ModelCheckpoint(every_n_train_steps=every_n_train_steps, **last))
+    return callbacks

@@ -1,0 +1,175 @@
+"""`RunRecord`: writes a run's `config.yaml` when it starts and its `row.json` when it ends."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from smallnets.callbacks.health import Health
+from smallnets.data.seeds import global_seed
+from smallnets.measure import count
+from smallnets.models.name import name_of
+from smallnets.results.provenance import config_digest, git_state, versions
+from smallnets.results.row import read_row, write_row, write_text
+
+
+class RunRecord(Callback):
+    """Keeps a run's account: seconds, images a second, counts, figures, status.
+
+    `row.json` is written last, by rename, so a folder with a row is a run that has ended; `status` says how:
+    `finished`, `failed` (with `error`) or `interrupted`. Seconds and images are carried through checkpoints: those of
+    a resumed run include the time before the interruption, up to its last checkpoint.
+
+    Args:
+        folder: the run's folder; None for the trainer's log folder.
+        config: the resolved configuration as plain data, written to `config.yaml`; its digest goes into the row.
+    """
+
+    def __init__(self, folder: str | Path | None = None, config: dict[str, Any] | None = None) -> None:
+        self._folder = Path(folder) if folder else None
+        self._config = config or {}
+        self._seconds_before = 0.0
+        self._train_seconds = 0.0
+        self._images = 0
+        self._metrics: dict[str, float] = {}
+        self._start = self._epoch_start = time.perf_counter()
+
+    # -- the run's clock ---------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "seconds": self._seconds_before + time.perf_counter() - self._start,
+            "train_seconds": self._train_seconds,
+            "images": self._images,
+            "metrics": self._metrics,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds_before = state_dict["seconds"]
+        self._train_seconds = state_dict["train_seconds"]
+        self._images = state_dict["images"]
+        self._metrics = state_dict["metrics"]
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self._start = time.perf_counter()
+        folder = self._folder or (Path(trainer.log_dir) if trainer.log_dir else None)
+        # Rank 0 chose the folder; the others would have taken the next number.
+        self._folder = trainer.strategy.broadcast(folder)
+        if trainer.is_global_zero and self._folder and self._config and not trainer.fast_dev_run:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_text(self._folder / "config.yaml", yaml.safe_dump(self._config, sort_keys=False))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._epoch_start = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._epoch_start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._images += len(batch[0]) * trainer.world_size
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._train_seconds += time.perf_counter() - self._epoch_start
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Training may go on in this epoch (val_check_interval); then its clock runs again from here.
+        self._epoch_start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._train_seconds += time.perf_counter() - self._epoch_start
+        self._epoch_start = time.perf_counter()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        # A run killed between its last checkpoint and its row must still be able to write the row.
+        self._metrics = {k: round(float(v), 6) for k, v in trainer.callback_metrics.items()}
+
+    # -- the row -----------------------------------------------------------------------------------------------------
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer, pl_module, "finished")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if not trainer.state.fn == "fit":
+            return
+        if isinstance(exception, KeyboardInterrupt):
+            self._write(trainer, pl_module, "interrupted")
+        else:
+            self._write(trainer, pl_module, "failed", f"{type(exception).__name__}: {exception}")
+
+    def _write(self, trainer: L.Trainer, module: L.LightningModule, status: str, error: str | None = None) -> None:
+        if not trainer.is_global_zero or self._folder is None or trainer.fast_dev_run:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        row = {
+            "name": self._folder.parent.name,
+            "run": self._folder.name,
+            "status": status,
+            "error": error,
+            **describe(trainer, module, trainer.datamodule),  # type: ignore[attr-defined]
+            **self._figures(trainer),
+            "config_digest": config_digest(self._config),
+            "git": git_state(),
+            "versions": versions(),
+        }
+        # A run that was tested and is then trained on keeps the count of its test readings.
+        tested = read_row(self._folder) or {}
+        row.update({k: tested.get(k, d) for k, d in _UNTESTED.items()})
+        write_row(self._folder, row)
+
+    def _figures(self, trainer: L.Trainer) -> dict[str, Any]:
+        now = {k: round(float(v), 6) for k, v in trainer.callback_metrics.items()}
+        metrics = {**self._metrics, **now}
+        best = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor == "val/accuracy"]
+        best_score = best[0].best_model_score if best else None
+        last = metrics.get("val/accuracy")
+        health = [c for c in trainer.callbacks if isinstance(c, Health)]  # type: ignore[attr-defined]
+        return {
+            # The figure of the checkpoint that validation chose, which is the one that `test` reads.
+            "val_accuracy": round(float(best_score), 6) if best_score is not None else last,
+            "val_accuracy_last": last,
+            "val_loss_last": metrics.get("val/loss"),
+            "train_accuracy_last": metrics.get("train/accuracy"),
+            "train_loss_last": metrics.get("train/loss"),
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+            "seconds": round(self._seconds_before + time.perf_counter() - self._start, 3),
+            "images_per_second": round(self._images / self._train_seconds, 1) if self._train_seconds else None,
+            "health": health[0].findings if health else [],
+        }
+
+
+_UNTESTED: dict[str, Any] = {
+    "test_accuracy": None, "test_loss": None, "test_reads": 0, "test_checkpoint": None, "test_size": None,
+}  # fmt: skip
+
+
+def describe(trainer: L.Trainer, module: L.LightningModule, data: Any) -> dict[str, Any]:
+    """What a row says of the network, the data and the machine."""
+    net = module.net
+    counts = count(net, image_size=data.image_size, in_channels=data.in_channels)
+    device = module.device
+    return {
+        "net": name_of(net),
+        "parameters": counts.parameters,
+        "nonzero_parameters": counts.nonzero_parameters,
+        "macs": counts.macs,
+        "bytes": counts.bytes,
+        "data": data.name,
+        "data_digest": getattr(data, "digest", None),
+        "num_classes": data.num_classes,
+        "batch_size": data.batch_size,
+        "seed": global_seed(),
+        "split_seed": data.split_seed,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "world_size": trainer.world_size,
+        "precision": str(trainer.precision),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,73 @@
+"""`smallnets VERB ...`: finds the verb, runs it, and turns a user's mistake into one or two lines.
+
+Only the standard library is imported here: `smallnets --help` answers before torch would be loaded.
+Exit codes: 0; 1 for a failed run or a broken budget; 2 for a wrong command line or config.
+"""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from smallnets import __version__
+from smallnets.errors import UserError
+
+# verb -> (module with `run(verb, argv)` or `run(argv)`, what it does)
+TRAINER_VERBS = {
+    "fit": "train a network on a data set: --config FILE, --data, --model.net, --model.*, --trainer.*",
+    "validate": "validation figures of a checkpoint (by default the best of the newest run)",
+    "test": "the one test figure of a run: reads the test set once",
+    "predict": "write predictions.csv for a folder of images or the validation images",
+}
+VERBS = {
+    "models": "every named network with its exact parameters and MACs (--json)",
+    "summary": "one configured network layer by layer, against a budget (--json)",
+    "data": "fetch, verify or show a data set",
+}
+
+
+def usage() -> str:
+    """The page that `smallnets --help` prints."""
+    verbs = "\n".join(f"  {verb:<9} {text}" for verb, text in {**TRAINER_VERBS, **VERBS}.items())
+    return (
+        f"smallnets {__version__}: train, prune, compare and trust compact image classifiers\n\n"
+        f"usage: smallnets VERB [options]\n\n{verbs}\n\n"
+        "smallnets VERB --help lists a verb's options; smallnets fit --print_config prints a whole configuration.\n"
+        "A first run: smallnets fit --config configs/quickstart.yaml"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"smallnets {__version__}")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    try:
+        if verb in TRAINER_VERBS:
+            return int(import_module("smallnets.verbs.trainer").run(verb, rest))
+        if verb in VERBS:
+            return int(import_module(f"smallnets.verbs.{verb}").run(rest))
+        raise UserError(f"no verb {verb!r}; {_nearest(verb)}")
+    except UserError as error:
+        print(f"smallnets: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader went away (`smallnets models | head`): nothing is wrong.
+        sys.stderr.close()
+        return 0
+
+
+def _nearest(verb: str) -> str:
+    known = [*TRAINER_VERBS, *VERBS]
+    near = difflib.get_close_matches(verb, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"the verbs are {', '.join(known)}"
+
+
+def console() -> None:
+    """Entry point of the console script."""
+    sys.exit(main())

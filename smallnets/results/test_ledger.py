@@ -1,0 +1,52 @@
+"""The test set is read once a run: the row counts the readings, before they begin."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from smallnets.errors import RunError
+from smallnets.results.row import read_row, update_row
+
+
+def stored_figure(folder: Path, checkpoint: Path) -> dict[str, Any] | None:
+    """The run's row if the test set was already read for this very checkpoint; None if it was never read.
+
+    Raises:
+        RunError: it was read for another checkpoint of the run, or the reading was broken off.
+    """
+    row = read_row(folder)
+    if row is None or not row.get("test_reads"):
+        return None
+    again = "--reread_test=true reads it again, and the row counts it"
+    if row.get("test_accuracy") is None:
+        raise RunError(f"a reading of the test set for {folder} was broken off; {again}")
+    if row.get("test_checkpoint") != file_digest(checkpoint):
+        raise RunError(
+            f"the test set was already read for another checkpoint of {folder} (accuracy {row['test_accuracy']});"
+            f" choosing between checkpoints by it would make it a second validation set. {again}"
+        )
+    return row
+
+
+def begin_reading(folder: Path, checkpoint: Path, about: dict[str, Any]) -> None:
+    """Counts a reading before the first test image is read, so that a broken-off one is counted too.
+
+    `about` describes the run where it left no row (its training was cut off, or the checkpoint came alone).
+    """
+    row = read_row(folder) or about
+    update_row(
+        folder, **{**row, "test_reads": (row.get("test_reads") or 0) + 1, "test_accuracy": None, "test_loss": None,
+                   "test_checkpoint": file_digest(checkpoint)},
+    )  # fmt: skip
+
+
+def end_reading(folder: Path, figures: dict[str, float], size: int) -> dict[str, Any]:
+    """Stores `test/accuracy`, `test/loss` and whatever else the reading gave; returns the row."""
+    values = {k.replace("/", "_"): round(float(v), 6) for k, v in figures.items()}
+    return update_row(folder, **values, test_size=size)
+
+
+def file_digest(path: Path) -> str:
+    """Sixteen hexadecimal digits of a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,0 +1,282 @@
+"""`Classifier`: the one LightningModule, which wraps any network that takes images and returns logits."""
+
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from smallnets.data.seeds import global_seed, mix
+from smallnets.errors import UserError
+from smallnets.models.spec import spec_of
+from smallnets.optim import param_groups, with_warmup
+from smallnets.results.load import CHECKPOINT_KEY, load
+from smallnets.training.distill import distillation_loss
+from smallnets.training.mixing import cutmix, mixup
+from smallnets.training.sums import Sums
+
+# Constants of the streams drawn from one seed: each use of randomness has its own, so that switching one on
+# leaves the others as they were.
+_STREAM_STEP, _STREAM_MIX = 1, 2
+
+
+def _sgd(params: Any) -> Optimizer:
+    return SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+
+class Classifier(L.LightningModule):
+    """Trains, validates and tests `net` on (images, labels) batches.
+
+    Logged at every epoch's end: `train/loss`, `train/accuracy`, `val/loss`, `val/accuracy`, and under `test` the same
+    with `test/`; with 20 or more classes also the top-5 accuracy, `val/accuracy_top5`. Accuracies are shares of 1.
+
+    Optimizer and schedule are factories: they are built anew whenever a fit starts, so that no momentum and no
+    position in a schedule leaks from one fit into the next.
+
+    Args:
+        net: takes float images (N, channels, height, width) and returns logits (N, classes).
+        optimizer: parameters -> optimizer. Default: SGD, lr 0.1, momentum 0.9, weight decay 5e-4.
+        scheduler: optimizer -> learning-rate schedule; None keeps the rate constant.
+        interval: what the schedule counts, and `warmup` too: epochs or optimizer steps.
+        warmup: so many epochs or steps of linear warm-up come before the schedule.
+        label_smoothing: Szegedy et al. 2016; the validation loss is never smoothed.
+        spare_norm_and_bias: leave normalisation layers and biases out of weight decay.
+        mixup: alpha of mixup (Zhang et al. 2018); 0 is off.
+        cutmix: alpha of CutMix (Yun et al. 2019); 0 is off. With both on, a fair coin chooses for each batch.
+        teacher: checkpoint of a trained network to distil from (Hinton et al. 2015).
+        distill_weight: share of the teacher's term in the loss.
+        temperature: of the teacher's and the student's softened outputs.
+        init_from: checkpoint whose network, with its widths and weights, replaces `net` before training (fine-tuning).
+        channels_last: keep weights and images in channels-last memory format.
+        compile: run the network through `torch.compile`.
+
+    Raises:
+        UserError: `init_from` or `teacher` holds a network for another number of classes.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: OptimizerCallable = _sgd,
+        scheduler: LRSchedulerCallable | None = None,
+        interval: Literal["epoch", "step"] = "epoch",
+        warmup: int = 0,
+        label_smoothing: float = 0.0,
+        spare_norm_and_bias: bool = False,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        teacher: str | None = None,
+        distill_weight: float = 0.9,
+        temperature: float = 4.0,
+        init_from: str | None = None,
+        channels_last: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_ranges(
+            label_smoothing=label_smoothing, mixup=mixup, cutmix=cutmix, warmup=warmup, distill_weight=distill_weight
+        )
+        # Plain values only: the checkpoint must load with weights_only=True. The network has its own record.
+        self.save_hyperparameters(ignore=["net", "optimizer", "scheduler"])
+        self.net = load(init_from, like=net) if init_from else net
+        self.optimizer_factory = optimizer
+        self.scheduler_factory = scheduler
+        self.interval = interval
+        self.warmup = warmup
+        self.label_smoothing = label_smoothing
+        self.spare_norm_and_bias = spare_norm_and_bias
+        self.mixup, self.cutmix = mixup, cutmix
+        self.distill_weight, self.temperature = distill_weight, temperature
+        self.channels_last = channels_last
+        if channels_last:
+            self.net = self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Tuples keep these two out of the module tree, and so out of the state dict and of the optimizer.
+        self._teacher = (load(teacher).eval().requires_grad_(False),) if teacher else ()
+        self._compiled = (torch.compile(self.net),) if compile else ()
+        self.train_sums = Sums()
+        self.num_classes = 0
+        self.val_predicted = torch.zeros(0, dtype=torch.int64)
+        self.val_metrics: MetricCollection | None = None
+        self.test_metrics: MetricCollection | None = None
+
+    # -- what the run is about ---------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Takes the number of classes from the data and builds the metrics for it."""
+        data = getattr(self.trainer, "datamodule", None)
+        self.num_classes = getattr(data, "num_classes", None) or getattr(self.net, "num_classes", 0)
+        if not self.num_classes:
+            raise UserError(
+                f"the number of classes is not known: neither the data nor {type(self.net).__name__} has `num_classes`"
+            )
+        if self.val_metrics is None:
+            self.val_metrics = _metrics(self.num_classes, "val/")
+            self.test_metrics = _metrics(self.num_classes, "test/")
+        self._seed = global_seed()
+
+    def make_optimizer(self) -> Optimizer:
+        """A new optimizer over the network's parameters, with empty state."""
+        return self.optimizer_factory(param_groups(self.net, spare_norm_and_bias=self.spare_norm_and_bias))
+
+    def make_schedule(self, optimizer: Optimizer) -> LRScheduler | ReduceLROnPlateau | None:
+        """A new schedule on `optimizer`, at its start; None for a constant rate."""
+        return with_warmup(optimizer, self.scheduler_factory, self.warmup)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer()
+        schedule = self.make_schedule(optimizer)
+        if schedule is None:
+            return optimizer
+        entry: dict[str, Any] = {"scheduler": schedule, "interval": self.interval}
+        if isinstance(schedule, ReduceLROnPlateau):
+            entry["monitor"] = getattr(schedule, "monitor", "val/loss")
+        return {"optimizer": optimizer, "lr_scheduler": entry}
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        net = self._compiled[0] if self._compiled else self.net
+        return net(images)
+
+    def on_train_epoch_start(self) -> None:
+        self.train_sums.to(self.device)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Dropout draws from the global generator. Seeding it for every batch makes its draws a function of the place
+        # in the run, so that a resumed run draws what the uninterrupted one would have drawn (order law).
+        torch.manual_seed(mix(self._seed, _STREAM_STEP, self.current_epoch, batch_idx, self.global_rank))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        images, targets = self._mix(images, labels, batch_idx)
+        logits = self(images)
+        loss = self._loss(images, logits, targets)
+        self.train_sums.add(loss, (logits.detach().argmax(1) == labels).sum(), len(labels))
+        return loss
+
+    def _mix(self, images: Tensor, labels: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
+        if not (self.mixup or self.cutmix):
+            return images, labels
+        generator = torch.Generator(device=images.device)
+        generator.manual_seed(mix(self._seed, _STREAM_MIX, self.current_epoch, batch_idx, self.global_rank))
+        use_mixup = bool(self.mixup)
+        if self.mixup and self.cutmix:
+            # The coin is thrown on the host: a function of the place, and no wait for the device.
+            use_mixup = mix(self._seed, _STREAM_MIX, self.current_epoch, batch_idx) % 2 == 0
+        targets = F.one_hot(labels, self.num_classes).to(images.dtype)
+        if use_mixup:
+            return mixup(images, targets, self.mixup, generator)
+        return cutmix(images, targets, self.cutmix, generator)
+
+    def _loss(self, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+        if not self._teacher:
+            return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        teacher = self._teacher[0]
+        with torch.no_grad():
+            teacher_logits = teacher.to(images.device)(images)
+        return distillation_loss(
+            logits, teacher_logits, targets, self.temperature, self.distill_weight, self.label_smoothing
+        )
+
+    def on_train_epoch_end(self) -> None:
+        loss, correct, count = self.train_sums.reduced(self._sum_over_ranks)
+        # The values are already those of all ranks, and reset here rather than at the next start: what a checkpoint
+        # at the epoch's end holds is an empty sum.
+        self.log_dict({"train/loss": loss / count, "train/accuracy": correct / count}, prog_bar=True, rank_zero_only=False)
+        self.train_sums.reset(self.device)
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection | None) -> Tensor:
+        assert metrics is not None, "setup() builds the metrics"
+        images, labels = batch
+        logits = self(images)
+        # One forward feeds all: the mean of per-image losses and the accuracies.
+        for name, metric in metrics.items(keep_base=True):
+            if name == "loss":
+                metric.update(F.cross_entropy(logits, labels, reduction="none"))
+            else:
+                metric.update(logits, labels)
+        return logits
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_predicted = torch.zeros(self.num_classes, dtype=torch.int64, device=self.device)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        logits = self._evaluate(batch, self.val_metrics)
+        # Indices over the class count can only come from a head that is too wide; Health names it before training.
+        predicted = logits.argmax(1).clamp(max=self.num_classes - 1)
+        self.val_predicted += torch.bincount(predicted, minlength=self.num_classes)
+
+    def on_validation_epoch_end(self) -> None:
+        assert self.val_metrics is not None
+        self.val_predicted = self._sum_over_ranks(self.val_predicted)
+        self.log_dict(self.val_metrics.compute(), prog_bar=True)
+        self.val_metrics.reset()
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, self.test_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        assert self.test_metrics is not None
+        self.log_dict(self.test_metrics.compute())
+        self.test_metrics.reset()
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
+        """(probabilities (N, classes), labels (N,), -1 where a label is not known)."""
+        images, labels = batch
+        return self(images).float().softmax(1), labels
+
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        # Lightning's reduce divides for "mean" only; on one process it returns the value itself.
+        return self.trainer.strategy.reduce(value.clone(), reduce_op="sum")
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what rebuilds the network from the file alone, and the sums of a half-finished epoch."""
+        data = getattr(self._trainer, "datamodule", None) if self._trainer else None
+        checkpoint[CHECKPOINT_KEY] = {
+            "schema": 1,
+            "net": spec_of(self.net),
+            "num_classes": self.num_classes,
+            "image_size": getattr(data, "image_size", None),
+            "in_channels": getattr(data, "in_channels", None),
+            "data": getattr(data, "name", None),
+            "mean": [float(v) for v in getattr(data, "mean", None) or []],
+            "std": [float(v) for v in getattr(data, "std", None) or []],
+            "classes": [str(c) for c in getattr(data, "classes", None) or []],
+            "train_sums": list(self.train_sums.reduced(self._sum_over_ranks)),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        sums = checkpoint.get(CHECKPOINT_KEY, {}).get("train_sums")
+        # The stored sums are those of all ranks: one rank takes them, or they would be counted once a rank.
+        if sums and self.global_rank == 0:
+            self.train_sums.load(*sums)
+
+
+def _metrics(num_classes: int, prefix: str) -> MetricCollection:
+    """Mean loss and micro accuracy; top-5 where it says something."""
+    metrics: dict[str, Any] = {
+        "loss": MeanMetric(),
+        "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+    }
+    if num_classes >= 20:
+        metrics["accuracy_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5, validate_args=False)
+    return MetricCollection(metrics, prefix=prefix, compute_groups=False)
+
+
+def _check_ranges(**values: float) -> None:
+    for name in ("label_smoothing", "distill_weight"):
+        if not 0 <= values[name] <= 1:
+            raise UserError(f"--model.{name} must lie in 0..1, got {values[name]}")
+    for name in ("mixup", "cutmix", "warmup"):
+        if values[name] < 0:
+            raise UserError(f"--model.{name} must be 0 (off) or more, got {values[name]}")

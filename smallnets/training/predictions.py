@@ -1,0 +1,34 @@
+"""`predictions.csv`: what a network says of each image."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from smallnets.results.row import write_text
+
+
+def write_predictions(path: Path, batches: Sequence[tuple[Tensor, Tensor]] | Any, data: Any) -> int:
+    """Writes image, label, prediction and its probability by rename; returns the number of images.
+
+    Args:
+        path: the file to write.
+        batches: (probabilities (N, classes), labels (N,), -1 where unknown), in the order of the images.
+        data: has `classes` (names) and `predict_names` (one name an image, in order).
+    """
+    names = list(data.predict_names)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "label", "prediction", "probability"])
+    row = 0
+    for probabilities, labels in batches:
+        best, index = probabilities.max(1)
+        for p, i, label in zip(best.tolist(), index.tolist(), labels.tolist(), strict=True):
+            known = data.classes[label] if label >= 0 else ""
+            writer.writerow([names[row], known, data.classes[i], f"{p:.6f}"])
+            row += 1
+    write_text(path, text.getvalue())
+    return row
