@@ -60,7 +60,7 @@ def _expand_optimizer(name: str) -> dict[str, Any]:
 
     from smallnets import optim
 
-    paths = {n: "torch.optim" for n in _subclasses("torch.optim", Optimizer)}
+    paths = dict.fromkeys(_subclasses("torch.optim", Optimizer), "torch.optim")
     paths |= {n: "smallnets.optim" for n in optim.__all__ if _is_a(getattr(optim, n), Optimizer)}
     return _among("optimizer", paths, name)
 
@@ -69,14 +69,14 @@ def _expand_scheduler(name: str) -> dict[str, Any]:
     from torch.optim.lr_scheduler import LRScheduler
 
     module = "torch.optim.lr_scheduler"
-    return _among("schedule", {n: module for n in _subclasses(module, LRScheduler)}, name)
+    return _among("schedule", dict.fromkeys(_subclasses(module, LRScheduler), module), name)
 
 
 def _expand_data(name: str) -> dict[str, Any]:
     from smallnets import data
 
     names = [n for n in data.__all__ if _is_a(getattr(data, n), data.ImageData) and n != "ImageData"]
-    return _among("data set", {n: "smallnets.data" for n in names}, name)
+    return _among("data set", dict.fromkeys(names, "smallnets.data"), name)
 
 
 def _is_a(value: Any, base: type) -> bool:
@@ -105,7 +105,7 @@ def expand_arguments(
     for argument in rest:
         option, equals, value = argument.partition("=")
         name = {"-c": "config"}.get(option, option.removeprefix("--"))
-        if name != "config" and name not in EXPANSIONS or argument == name:
+        if (name != "config" and name not in EXPANSIONS) or argument == name:
             out.append(argument)
             continue
         if not equals:
@@ -115,7 +115,9 @@ def expand_arguments(
         elif _is_bare(value):
             spec = EXPANSIONS[name](value)
             out.append(f"--{name}={spec['class_path']}")
-            out += [f"--{name}.{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in spec["init_args"].items()]
+            out += [
+                f"--{name}.{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in spec["init_args"].items()
+            ]
         else:
             out.append(f"--{name}={value}")
     return out

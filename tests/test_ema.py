@@ -137,7 +137,9 @@ def test_training_goes_on_with_the_trained_weights(tmp_path):
     assert all(same(a, b) for a, b in zip(with_average.trained, without.trained, strict=True))
 
 
-@pytest.mark.parametrize(("every", "start", "updates"), [(2, 0, [2, 4, 6, 8, 10, 12]), (3, 4, [7, 10]), (1, 9, [10, 11, 12])])
+@pytest.mark.parametrize(
+    ("every", "start", "updates"), [(2, 0, [2, 4, 6, 8, 10, 12]), (3, 4, [7, 10]), (1, 9, [10, 11, 12])]
+)
 def test_which_steps_are_averaged(tmp_path, every, start, updates):
     module = Net()
     fit(tmp_path, module, EMA(decay=0.5, every_n_steps=every, start_step=start))

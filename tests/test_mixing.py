@@ -7,7 +7,7 @@ import torch
 
 from smallnets.errors import UserError
 from smallnets.training.distill import distillation_loss
-from smallnets.training.mixing import cutmix, mixup
+from smallnets.training.mixing import _beta, cutmix, mixup
 
 N, CLASSES = 16, 10
 LABELS = torch.arange(N) % CLASSES
@@ -55,8 +55,8 @@ def test_mixup_mixes_images_and_targets_by_the_same_share():
     # With one class an image, the target's shares say who was mixed, and how much: the value is their mean.
     torch.testing.assert_close(mixed[:, 0, 0, 0], targets @ torch.arange(N, dtype=torch.float64))
     assert torch.equal(mixed, mixed[:, :1, :1, :1].expand_as(mixed))
-    # Every image is a partner exactly once: the columns keep the mass of a permutation.
-    assert len({round(float(t.diagonal()[0]), 9) for t in targets.unsqueeze(0)}) == 1
+    # Partners are a permutation: each row has its own and one partner's share, each image is a partner once.
+    assert ((targets > 0).sum(0) <= 2).all() and ((targets > 0).sum(1) <= 2).all()
     own_share = targets.diagonal()
     assert len(own_share.unique()) > N // 2  # a share for each image, not one for the batch
 
@@ -101,32 +101,21 @@ def test_cutmix_takes_bytes():
 
 @pytest.mark.parametrize("alpha", [0.1, 0.4, 1.0, 3.0])
 def test_shares_follow_the_beta_distribution(alpha):
-    """Mean 1/2, variance 1 / (4 (2 alpha + 1)), both within 5 standard errors: a false alarm in some 1e6 runs (the draws
-    are seeded, so it either always passes or never); and the same quantiles as torch's own Beta."""
-    count = 20_000
-    # Every image 1, every partner 0 would need a fixed pairing; targets (share, 0) of a two-class pair do it: row i
-    # has its own class i, so the diagonal is the share (fixed points of the permutation, one or so, give 1).
-    images = torch.zeros(200, 1, 1, 1, dtype=torch.float64)
-    own = torch.eye(200, dtype=torch.float64)
-    g = generator(11)
-    draws = []
-    for _ in range(count // 200):
-        targets = mixup(images, own, alpha, g)[1]
-        alone = (targets > 0).sum(1) == 1  # a fixed point, or a share that rounds to 0 or 1
-        share = targets.diagonal()
-        draws.append(share[~alone | (share < 0.5)])
-    lam = torch.cat(draws)
-    n = len(lam)
-    assert n > 0.99 * count - 200
+    """Mean 1/2, variance 1 / (4 (2 alpha + 1)), and as many draws below five quantiles as torch's own Beta has.
+
+    Each of the seven comparisons allows 5 standard errors: a false alarm in some 2e6 (the draws are seeded, so that
+    the test passes always or never).
+    """
+    n = 20_000
+    lam = _beta(alpha, n, generator(11))
     variance = 1 / (4 * (2 * alpha + 1))
     assert abs(lam.mean() - 0.5) < 5 * math.sqrt(variance / n)
-    kurtosis = 3 + 6 * -(alpha**2) * (2 * alpha + 2) / (alpha**2 * (2 * alpha + 2) * (2 * alpha + 3))
+    kurtosis = 3 - 6 / (2 * alpha + 3)
     assert abs(((lam - 0.5) ** 2).mean() - variance) < 5 * variance * math.sqrt((kurtosis - 1) / n)
+    both = torch.full((2,), alpha, dtype=torch.float64)
     torch.manual_seed(12)
-    reference = torch.distributions.Beta(torch.tensor(alpha).double(), torch.tensor(alpha).double()).sample((n,))
-    q = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9], dtype=torch.float64)
-    # Two-sample Kolmogorov-Smirnov at these points: the shares below each differ by under 5 deviations.
-    for point in reference.quantile(q):
+    reference = torch.distributions.Beta(both[0], both[1]).sample((n,))
+    for point in reference.quantile(torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9], dtype=torch.float64)):
         p = float((reference <= point).double().mean())
         assert abs(float((lam <= point).double().mean()) - p) < 5 * math.sqrt(2 * p * (1 - p) / n)
 
@@ -153,7 +142,9 @@ def reference_loss(student, teacher, shares, temperature, weight, smoothing) -> 
     total = 0.0
     for s, q, y in zip(student.tolist(), teacher.tolist(), shares.tolist(), strict=True):
         classes = len(s)
-        hard = -sum((a * (1 - smoothing) + smoothing / classes) * math.log(p) for a, p in zip(y, softmax(s, 1), strict=True))
+        hard = -sum(
+            (a * (1 - smoothing) + smoothing / classes) * math.log(p) for a, p in zip(y, softmax(s, 1), strict=True)
+        )
         pairs = zip(softmax(q, temperature), softmax(s, temperature), strict=True)
         total += (1 - weight) * hard + weight * temperature**2 * sum(a * math.log(a / b) for a, b in pairs)
     return total / len(student)
@@ -175,7 +166,7 @@ def test_distillation_against_the_formulas(temperature, weight, smoothing):
 
 
 def test_distillation_by_hand():
-    # Teacher (1/2, 1/2), student (3/4, 1/4): KL = ln 2 - (ln 3/4 ... ) = 1/2 ln(2/3) + 1/2 ln 2 = 1/2 ln(4/3).
+    # Teacher (1/2, 1/2), student (3/4, 1/4): KL = 1/2 ln(2/3) + 1/2 ln 2 = 1/2 ln(4/3).
     student = torch.tensor([[math.log(3.0), 0.0]], dtype=torch.float64)
     teacher = torch.zeros(1, 2, dtype=torch.float64)
     loss = distillation_loss(student, teacher, torch.tensor([0]), 1.0, 1.0, 0.0)

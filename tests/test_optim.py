@@ -7,7 +7,7 @@ import adabound
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, Adagrad, AdamW, Optimizer, RMSprop
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
     CosineAnnealingWarmRestarts,
@@ -320,8 +320,20 @@ def findings(make_schedule, interval="epoch", epochs=100, per_epoch=350, lr=0.01
 # Document 000's milestones, document 004's three schedules, and the usual mistakes: (schedule, epochs, interval) ->
 # kind and words of the message.
 PLANS = {
-    "milestones": (lambda o: MultiStepLR(o, [100, 150]), 100, "epoch", "schedule_beyond_run", "milestones 100, 150 are"),
-    "one milestone": (lambda o: MultiStepLR(o, [50, 150]), 100, "epoch", "schedule_beyond_run", "milestone 150 is never"),
+    "milestones": (
+        lambda o: MultiStepLR(o, [100, 150]),
+        100,
+        "epoch",
+        "schedule_beyond_run",
+        "milestones 100, 150 are",
+    ),
+    "one milestone": (
+        lambda o: MultiStepLR(o, [50, 150]),
+        100,
+        "epoch",
+        "schedule_beyond_run",
+        "milestone 150 is never",
+    ),
     "warm-up too": (
         lambda o: with_warmup(o, lambda p: MultiStepLR(p, [97]), 5),
         100,
@@ -329,14 +341,26 @@ PLANS = {
         "schedule_beyond_run",
         "warmup 5, then MultiStepLR",
     ),
-    "cosine 200 of 50": (lambda o: CosineAnnealingLR(o, 200), 50, "epoch", "schedule_beyond_run", "last rate is 0.00859"),
+    "cosine 200 of 50": (
+        lambda o: CosineAnnealingLR(o, 200),
+        50,
+        "epoch",
+        "schedule_beyond_run",
+        "last rate is 0.00859",
+    ),
     "cosine 400 of 200": (lambda o: CosineAnnealingLR(o, 200), 400, "epoch", "schedule_climbs", "from 0 to 0.01"),
     "StepLR": (lambda o: StepLR(o, 5), 50, "epoch", "schedule_frozen", "for 35 of them, first at 15"),
     "StepLR 150": (lambda o: StepLR(o, 150), 100, "epoch", "schedule_beyond_run", "the rate never falls"),
     "LinearLR": (LinearLR, 50, "epoch", "schedule_ends_early", "it ends at 5 and the rate stays at 0.01"),
     "PolynomialLR": (lambda o: PolynomialLR(o, 50), 100, "epoch", "schedule_ends_early", "stays at 0 to the end"),
     "oscillating": (lambda o: LambdaLR(o, lambda k: 1 + math.cos(k)), 100, "epoch", "schedule_climbs", "LambdaLR"),
-    "epochs as steps": (lambda o: CosineAnnealingLR(o, 160), 160, "step", "schedule_climbs", "should `interval` be epoch"),
+    "epochs as steps": (
+        lambda o: CosineAnnealingLR(o, 160),
+        160,
+        "step",
+        "schedule_climbs",
+        "should `interval` be epoch",
+    ),
     "milestones as steps": (lambda o: MultiStepLR(o, [80, 120]), 160, "step", "schedule_ends_early", "be epoch"),
     "steps as epochs": (lambda o: CosineAnnealingLR(o, 35_000), 100, "epoch", "schedule_beyond_run", "be step"),
     "OneCycleLR": (lambda o: OneCycleLR(o, 0.1, total_steps=300), 100, "epoch", "schedule_beyond_run", "ends at 300"),

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -27,6 +28,29 @@ class RenamedCheckpointIO(TorchCheckpointIO):
         part.replace(path)
 
 
+class EpochCheckpoint(ModelCheckpoint):
+    """`last.ckpt` at the end of every epoch, and at the last step of a run that `max_steps` ends within an epoch.
+
+    Lightning treats such a run as if its epoch had ended there: resumed with more steps, it would leave out the rest
+    of the epoch's images. The checkpoint of the step itself, taken before, goes on with the next batch.
+    """
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        super().on_train_batch_end(trainer, pl_module, *args)
+        if _cut_short(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not _cut_short(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
+
+def _cut_short(trainer: L.Trainer) -> bool:
+    """Whether the run is at its last step with images of the epoch left."""
+    within = not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+    return within and 0 < trainer.max_steps <= trainer.global_step
+
+
 def run_checkpoints(folder: Path, every_n_train_steps: int | None = None) -> list[ModelCheckpoint]:
     """The checkpoints of a run: `best.ckpt` (highest validation accuracy) and `last.ckpt` (every epoch's end).
 
@@ -45,7 +69,7 @@ def run_checkpoints(folder: Path, every_n_train_steps: int | None = None) -> lis
         ModelCheckpoint(
             filename="best", monitor="val/accuracy", mode="max", save_on_train_epoch_end=True, verbose=False, **common
         ),
-        ModelCheckpoint(every_n_epochs=1, save_on_train_epoch_end=True, **last),
+        EpochCheckpoint(every_n_epochs=1, save_on_train_epoch_end=True, **last),
     ]
     if every_n_train_steps:
         callbacks.append(ModelCheckpoint(every_n_train_steps=every_n_train_steps, **last))

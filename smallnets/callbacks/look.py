@@ -65,7 +65,9 @@ class TensorBoardLook(Callback):
         if not loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         settings = {k: v for k, v in self.config.items() if k in ("model", "data", "seed_everything")}
-        figures = {f"final/{k.removeprefix('val/')}": float(v) for k, v in trainer.callback_metrics.items() if "val/" in k}
+        figures = {
+            f"final/{k.removeprefix('val/')}": float(v) for k, v in trainer.callback_metrics.items() if "val/" in k
+        }
         loggers[0].log_hyperparams(flatten(settings), figures)
         loggers[0].save()
 

@@ -2,12 +2,15 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from torch import nn
 
 from smallnets.callbacks.health import Health
 from smallnets.data.seeds import global_seed
@@ -61,7 +64,7 @@ class RunRecord(Callback):
         folder = self._folder or (Path(trainer.log_dir) if trainer.log_dir else None)
         # Rank 0 chose the folder; the others would have taken the next number.
         self._folder = trainer.strategy.broadcast(folder)
-        if trainer.is_global_zero and self._folder and self._config and not trainer.fast_dev_run:
+        if trainer.is_global_zero and self._folder and self._config and not _dev_run(trainer):
             self._folder.mkdir(parents=True, exist_ok=True)
             write_text(self._folder / "config.yaml", yaml.safe_dump(self._config, sort_keys=False))
 
@@ -90,6 +93,11 @@ class RunRecord(Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         # A run killed between its last checkpoint and its row must still be able to write the row.
         self._metrics = {k: round(float(v), 6) for k, v in trainer.callback_metrics.items()}
+        # A resumed run takes the curves up to here from the files, so these may not be older than the checkpoint.
+        for logger in trainer.loggers:
+            logger.save()
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                logger.experiment.flush()
 
     # -- the row -----------------------------------------------------------------------------------------------------
 
@@ -97,7 +105,7 @@ class RunRecord(Callback):
         self._write(trainer, pl_module, "finished")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if not trainer.state.fn == "fit":
+        if trainer.state.fn != "fit":
             return
         if isinstance(exception, KeyboardInterrupt):
             self._write(trainer, pl_module, "interrupted")
@@ -105,7 +113,7 @@ class RunRecord(Callback):
             self._write(trainer, pl_module, "failed", f"{type(exception).__name__}: {exception}")
 
     def _write(self, trainer: L.Trainer, module: L.LightningModule, status: str, error: str | None = None) -> None:
-        if not trainer.is_global_zero or self._folder is None or trainer.fast_dev_run:
+        if not trainer.is_global_zero or self._folder is None or _dev_run(trainer):
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         row = {
@@ -127,7 +135,9 @@ class RunRecord(Callback):
     def _figures(self, trainer: L.Trainer) -> dict[str, Any]:
         now = {k: round(float(v), 6) for k, v in trainer.callback_metrics.items()}
         metrics = {**self._metrics, **now}
-        best = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor == "val/accuracy"]
+        best = [
+            c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor == "val/accuracy"
+        ]
         best_score = best[0].best_model_score if best else None
         last = metrics.get("val/accuracy")
         health = [c for c in trainer.callbacks if isinstance(c, Health)]  # type: ignore[attr-defined]
@@ -146,6 +156,11 @@ class RunRecord(Callback):
         }
 
 
+def _dev_run(trainer: L.Trainer) -> bool:
+    """`fast_dev_run` tries the code out and leaves nothing."""
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
 _UNTESTED: dict[str, Any] = {
     "test_accuracy": None, "test_loss": None, "test_reads": 0, "test_checkpoint": None, "test_size": None,
 }  # fmt: skip
@@ -153,7 +168,7 @@ _UNTESTED: dict[str, Any] = {
 
 def describe(trainer: L.Trainer, module: L.LightningModule, data: Any) -> dict[str, Any]:
     """What a row says of the network, the data and the machine."""
-    net = module.net
+    net = cast(nn.Module, module.net)
     counts = count(net, image_size=data.image_size, in_channels=data.in_channels)
     device = module.device
     return {

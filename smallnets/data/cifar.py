@@ -5,14 +5,14 @@ torchvision holds the list of files with their md5 sums, downloads them and read
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 import torchvision
 from torchvision.datasets.utils import check_integrity
 
 from smallnets.data.arrays import Arrays, Part
-from smallnets.data.files import FileState, downloading, require
+from smallnets.data.files import FileState, downloading, require, unpickling
 from smallnets.data.source import Source
 
 Name = Literal["CIFAR10", "CIFAR100"]
@@ -23,6 +23,7 @@ Name = Literal["CIFAR10", "CIFAR100"]
 class Cifar(Source):
     """One of the two sets, in `root`'s folder in torchvision's form."""
 
+    fetchable: ClassVar[bool] = True
     name: Name
     root: str | Path
 
@@ -34,7 +35,8 @@ class Cifar(Source):
         published = _published(self.name)
         own = published.train_list if part == "train" else published.test_list
         require(self.name, self.root, self._states({file for file, _ in own} | {published.meta["filename"]}))
-        data = _checked(published)(str(self.root), train=part == "train", download=False)
+        with unpickling():
+            data = _checked(published)(str(self.root), train=part == "train", download=False)
         # torchvision keeps (N, height, width, channels), a view of what the files hold.
         images = torch.from_numpy(data.data.transpose(0, 3, 1, 2).copy())
         return Arrays(images, torch.tensor(data.targets, dtype=torch.int64), list(data.classes))

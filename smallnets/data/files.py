@@ -1,9 +1,12 @@
 """The files of a data set: is each there and whole, and what to tell the user where not."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from smallnets.errors import RunError
 
@@ -37,6 +40,16 @@ def _hint(missing: Path) -> str:
     if missing.parent.name == missing.parent.parent.name and (missing.parent.parent / missing.name).is_file():
         return f" (that is {missing.parent.parent.parent})"
     return ""
+
+
+@contextmanager
+def unpickling() -> Iterator[None]:
+    """Silences one warning of numpy 2.4: old pickles of arrays, as those of CIFAR, give `align` as an integer."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", r"dtype\(\): align should be passed as", np.exceptions.VisibleDeprecationWarning
+        )
+        yield
 
 
 @contextmanager

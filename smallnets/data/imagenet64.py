@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from smallnets.data.arrays import Arrays, Part
-from smallnets.data.files import FileState
+from smallnets.data.files import FileState, unpickling
 from smallnets.data.source import Source
 from smallnets.errors import RunError
 
@@ -161,7 +161,7 @@ def _load(path: Path) -> dict[str, Any]:
     if path.suffix == ".npz":
         with np.load(path) as content:
             return {key: content[key] for key in ("data", "labels")}
-    with path.open("rb") as file:
+    with path.open("rb") as file, unpickling():
         return _ArraysOnly(file, encoding="latin1").load()
 
 

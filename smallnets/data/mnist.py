@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import final
+from typing import ClassVar, final
 
 import torch
 import torchvision
@@ -21,6 +21,7 @@ _KINDS = {"images-idx3-ubyte": 3, "labels-idx1-ubyte": 1}  # a file's name and h
 class Mnist(Source):
     """The set in `root`/MNIST/raw, in torchvision's form."""
 
+    fetchable: ClassVar[bool] = True
     root: str | Path
 
     def read(self, part: Part) -> Arrays:

@@ -34,7 +34,7 @@ def mix(seed: int, *values: int) -> int:
     """
     state = _splitmix(seed & _MASK)
     for value in values:
-        state = _splitmix(state ^ _splitmix(value & _MASK))
+        state = _splitmix(state ^ (value & _MASK))
     return state >> 1
 
 

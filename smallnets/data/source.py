@@ -2,14 +2,19 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from smallnets.data.arrays import Arrays, Part
 from smallnets.data.files import FileState
 
 
 class Source(ABC):
-    """Reads a data set, gets it and checks it. Final classes stand in the file named after the set."""
+    """Reads a data set, gets it and checks it. Final classes stand in the file named after the set.
+
+    `fetchable` is true where `fetch` can get what is missing.
+    """
+
+    fetchable: ClassVar[bool] = False
 
     @abstractmethod
     def read(self, part: Part) -> Arrays:

@@ -13,10 +13,14 @@ _OF_THE_DATA = ("num_classes", "in_channels", "image_size")
 
 
 def name_of(net: nn.Module) -> str:
-    """`resnet20` for a network with the numbers of that name, whatever its classes and images; else its class's name."""
+    """`resnet20` for a network with the numbers of that name, whatever its classes; else its class's name."""
     spec = spec_of(net)
     for name, entry in NETWORKS.items():
-        if spec is not None and entry.cls is type(net) and _numbers(entry.cls, entry.numbers) == _kept(spec["init_args"]):
+        if (
+            spec is not None
+            and entry.cls is type(net)
+            and _numbers(entry.cls, entry.numbers) == _kept(spec["init_args"])
+        ):
             return name
     return type(net).__name__
 

@@ -2,8 +2,9 @@
 
 import inspect
 from collections.abc import Mapping
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from importlib import import_module
+from itertools import takewhile
 from typing import Any
 
 from torch import nn
@@ -63,9 +64,15 @@ def spec_of(net: nn.Module) -> dict[str, Any] | None:
 
 def nearest(name: str, known: list[str]) -> str:
     """The known names that are like `name`, as the end of a message; empty when there is none."""
-    folded = {each.lower(): each for each in known}
-    close = get_close_matches(name.lower(), list(folded), n=3, cutoff=0.5)
-    return "; nearest: " + ", ".join(repr(folded[each]) for each in close) if close else ""
+
+    def likeness(each: str) -> tuple[float, int]:
+        # Among equally like names the one with the longest common beginning comes first: resnet20 for resnet21.
+        asked, there = name.lower(), each.lower()
+        beginning = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(asked, there, strict=False)))
+        return SequenceMatcher(None, asked, there).ratio(), beginning
+
+    close = [each for each in sorted(known, key=likeness, reverse=True)[:3] if likeness(each)[0] >= 0.5]
+    return "; nearest: " + ", ".join(map(repr, close)) if close else ""
 
 
 def find_class(path: str) -> type[nn.Module]:
@@ -82,7 +89,8 @@ def find_class(path: str) -> type[nn.Module]:
             continue
         for part in parts[cut:]:
             if not hasattr(found, part):
-                raise UserError(f"{path!r}: {name!r} has no {part!r}{nearest(part, dir(found))}")
+                classes = [each for each in dir(found) if isinstance(getattr(found, each, None), type)]
+                raise UserError(f"{path!r}: {name!r} has no {part!r}{nearest(part, classes)}")
             found = getattr(found, part)
         # Only networks are built: a spec may come out of a downloaded checkpoint and must not call arbitrary code.
         if not (isinstance(found, type) and issubclass(found, nn.Module)):

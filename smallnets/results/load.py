@@ -28,7 +28,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"no checkpoint at {path}: {'it is a folder' if path.is_dir() else 'no such file'}")
     if not zipfile.is_zipfile(path):
         # torch writes a zip archive, whose directory stands at its end: a file cut short has none.
-        raise RunError(f"{path} is not a whole checkpoint ({path.stat().st_size:,} bytes): cut short, or another format")
+        raise RunError(
+            f"{path} is not a whole checkpoint ({path.stat().st_size:,} bytes): cut short, or another format"
+        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:

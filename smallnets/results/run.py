@@ -1,6 +1,5 @@
 """Where a run lives: `lightning_logs/<name>/<run>/`."""
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +87,7 @@ class RunFolder:
         else:
             found = [p for p in parent.iterdir() if (p / holding).is_file()] if parent.is_dir() else []
         # Numbers before times: a copied folder has new times, but keeps its number.
-        return cls(max(found, key=lambda p: (_number(p), os.path.getmtime(p / holding)))) if found else None
+        return cls(max(found, key=lambda p: (_number(p), (p / holding).stat().st_mtime))) if found else None
 
     @classmethod
     def owning(cls, checkpoint: Path) -> "RunFolder | None":

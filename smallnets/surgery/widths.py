@@ -46,7 +46,7 @@ def _resize(module: nn.Module, prefix: str, name: str, state: Mapping[str, Tenso
         setattr(module, name, nn.Parameter(fresh, requires_grad=old.requires_grad))
     else:
         module.register_buffer(name, fresh)
-    if name != "weight" and not (name == "running_mean"):
+    if name not in ("weight", "running_mean"):
         return
     # The numbers beside the tensors must agree with them: forward and repr read these.
     if isinstance(module, _ConvNd):

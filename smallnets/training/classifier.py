@@ -84,7 +84,7 @@ class Classifier(L.LightningModule):
         )
         # Plain values only: the checkpoint must load with weights_only=True. The network has its own record.
         self.save_hyperparameters(ignore=["net", "optimizer", "scheduler"])
-        self.net = load(init_from, like=net) if init_from else net
+        self.net = load(init_from, like=net).train() if init_from else net
         self.optimizer_factory = optimizer
         self.scheduler_factory = scheduler
         self.interval = interval
@@ -95,7 +95,7 @@ class Classifier(L.LightningModule):
         self.distill_weight, self.temperature = distill_weight, temperature
         self.channels_last = channels_last
         if channels_last:
-            self.net = self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.net = self.net.to(memory_format=torch.channels_last)
         # Tuples keep these two out of the module tree, and so out of the state dict and of the optimizer.
         self._teacher = (load(teacher).eval().requires_grad_(False),) if teacher else ()
         self._compiled = (torch.compile(self.net),) if compile else ()
@@ -110,7 +110,7 @@ class Classifier(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Takes the number of classes from the data and builds the metrics for it."""
         data = getattr(self.trainer, "datamodule", None)
-        self.num_classes = getattr(data, "num_classes", None) or getattr(self.net, "num_classes", 0)
+        self.num_classes = int(getattr(data, "num_classes", None) or getattr(self.net, "num_classes", None) or 0)
         if not self.num_classes:
             raise UserError(
                 f"the number of classes is not known: neither the data nor {type(self.net).__name__} has `num_classes`"
@@ -146,7 +146,8 @@ class Classifier(L.LightningModule):
         net = self._compiled[0] if self._compiled else self.net
         return net(images)
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_start(self) -> None:
+        # Not at the epoch's start: that hook is not called for an epoch that is resumed in its middle.
         self.train_sums.to(self.device)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -190,7 +191,7 @@ class Classifier(L.LightningModule):
         loss, correct, count = self.train_sums.reduced(self._sum_over_ranks)
         # The values are already those of all ranks, and reset here rather than at the next start: what a checkpoint
         # at the epoch's end holds is an empty sum.
-        self.log_dict({"train/loss": loss / count, "train/accuracy": correct / count}, prog_bar=True, rank_zero_only=False)
+        self.log_dict({"train/loss": loss / count, "train/accuracy": correct / count}, prog_bar=True, sync_dist=True)
         self.train_sums.reset(self.device)
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection | None) -> Tensor:
@@ -217,7 +218,7 @@ class Classifier(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         assert self.val_metrics is not None
         self.val_predicted = self._sum_over_ranks(self.val_predicted)
-        self.log_dict(self.val_metrics.compute(), prog_bar=True)
+        self.log_dict(self.val_metrics.compute(), prog_bar=True, sync_dist=True)
         self.val_metrics.reset()
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -225,7 +226,7 @@ class Classifier(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         assert self.test_metrics is not None
-        self.log_dict(self.test_metrics.compute())
+        self.log_dict(self.test_metrics.compute(), sync_dist=True)
         self.test_metrics.reset()
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:

@@ -59,7 +59,8 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         row = self._rows.setdefault(step or 0, {"step": step or 0})
-        row.update(metrics)
+        # Lightning logs float32, whose eighth digit says nothing.
+        row.update({k: float(f"{v:.7g}") if isinstance(v, float) else v for k, v in metrics.items()})
 
     @rank_zero_only
     def save(self) -> None:

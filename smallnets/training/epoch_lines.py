@@ -38,7 +38,8 @@ class EpochLines(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Hyperparameters are not printed."""
+        """Hyperparameters are not printed; but they come when training begins, which is when the clock starts."""
+        self._since = time.perf_counter()
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

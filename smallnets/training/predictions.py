@@ -17,9 +17,10 @@ def write_predictions(path: Path, batches: Sequence[tuple[Tensor, Tensor]] | Any
     Args:
         path: the file to write.
         batches: (probabilities (N, classes), labels (N,), -1 where unknown), in the order of the images.
-        data: has `classes` (names) and `predict_names` (one name an image, in order).
+        data: has `classes` (names) and `predict_files` (one an image, in order; empty for the validation split, whose
+            images are named by their position).
     """
-    names = list(data.predict_names)
+    files = list(data.predict_files)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", "label", "prediction", "probability"])
@@ -28,7 +29,7 @@ def write_predictions(path: Path, batches: Sequence[tuple[Tensor, Tensor]] | Any
         best, index = probabilities.max(1)
         for p, i, label in zip(best.tolist(), index.tolist(), labels.tolist(), strict=True):
             known = data.classes[label] if label >= 0 else ""
-            writer.writerow([names[row], known, data.classes[i], f"{p:.6f}"])
+            writer.writerow([files[row] if files else row, known, data.classes[i], f"{p:.6f}"])
             row += 1
     write_text(path, text.getvalue())
     return row

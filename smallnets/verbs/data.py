@@ -10,6 +10,7 @@ from smallnets.data import MODULES
 from smallnets.errors import RunError, UserError
 
 if TYPE_CHECKING:
+    from smallnets.data.files import FileState
     from smallnets.data.modules import ImageData
 
 
@@ -75,13 +76,12 @@ def _module(options: argparse.Namespace, **more: Any) -> "ImageData":
 
 def _fetch(options: argparse.Namespace) -> int:
     data = _module(options)
-    missing = [s for s in data.source.verify() if s.state != "ok"]
-    if not missing:
+    if all(s.state == "ok" for s in data.source.verify()):
         print(f"{data.name}: complete, nothing to fetch")
         return 0
     data.source.fetch()
     data.source.prepare()
-    _require_whole(data, options)
+    _require_whole(data, data.source.verify(), options)
     print(f"{data.name}: fetched into {options.root}")
     return 0
 
@@ -92,7 +92,7 @@ def _verify(options: argparse.Namespace) -> int:
     for path, state, why in states:
         if len(states) <= 20 or state != "ok":  # a folder of images has a line only for what is wrong
             print(f"{state:8} {path}{': ' + why if why else ''}")
-    _require_whole(data, options)
+    _require_whole(data, states, options)
     data.setup("fit")
     data.setup("test")
     sizes = data.split_sizes
@@ -103,12 +103,14 @@ def _verify(options: argparse.Namespace) -> int:
     return 0
 
 
-def _require_whole(data: "ImageData", options: argparse.Namespace) -> None:
-    wrong = [s for s in data.source.verify() if s.state != "ok"]
+def _require_whole(data: "ImageData", states: "list[FileState]", options: argparse.Namespace) -> None:
+    wrong = [s for s in states if s.state != "ok"]
     if wrong:
+        files = "1 file is" if len(wrong) == 1 else f"{len(wrong)} files are"
+        remedy = f"; delete what is damaged and run `smallnets data fetch {data.name} --root {options.root}`"
         raise RunError(
-            f"{data.name}: {len(wrong)} of its files in {options.root} are missing or damaged, first {wrong[0].path}"
-            f" ({wrong[0].state}). Delete damaged files and run `smallnets data fetch {data.name} --root {options.root}`"
+            f"{data.name}: {files} missing or damaged in {options.root}, first {wrong[0].path}"
+            + (remedy if data.source.fetchable else "")
         )
 
 
@@ -132,9 +134,8 @@ def _show(options: argparse.Namespace) -> int:
         print(f"{name:{width}} " + " ".join(f"{n:7}" for n in row))
     if options.out:
         _write_grid(data, options)
-        print(
-            f"{options.out}: {min(options.images, sizes['train'])} training images, augmented by {data.augment or 'nothing'}"
-        )
+        shown = min(options.images, sizes["train"])
+        print(f"{options.out}: {shown} training images, augmented by {data.augment or 'nothing'}")
     return 0
 
 

@@ -100,7 +100,9 @@ def parser_message(message: str, options: Iterable[str] = ()) -> str:
     )
     if found := re.search(r"Option '([^']+)' is not accepted", text):
         owner = path[1] if path else ""
-        return f"{option}.{found[1]}: {owner or 'the class'} takes no {found[1]!r}{_nearest(found[1], _arguments(owner))}"
+        return (
+            f"{option}.{found[1]}: {owner or 'the class'} takes no {found[1]!r}{_nearest(found[1], _arguments(owner))}"
+        )
     if found := re.search(r"Expected a typing.Literal\[(.*?)\].*?(?:Got|Given) value: (.*)", text):
         return f"{option}: one of {found[1]}, got {found[2]}"
     if path and path[2]:

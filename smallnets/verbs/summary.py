@@ -57,10 +57,8 @@ def _parser() -> ArgumentParser:
 
 def _network_and_data(config: dict[str, Any]) -> dict[str, Any]:
     """What `summary` reads of a config of `fit`."""
-    kept = {"data": config.get("data"), "model": {"net": (config.get("model") or {}).get("net")}}
-    if kept["model"]["net"] is None:
-        del kept["model"]
-    return {k: v for k, v in kept.items() if v is not None}
+    net, data = (config.get("model") or {}).get("net"), config.get("data")
+    return ({"model": {"net": net}} if net else {}) | ({"data": data} if data else {})
 
 
 def _from_checkpoint(options: Namespace) -> tuple[nn.Module, int, int] | None:
@@ -110,6 +108,10 @@ def _show(title: str, counts: Counts) -> None:
     widths = [max(len(line[i]) for line in lines) for i in range(6)]
     print(title)
     for line in lines:
-        cells = [cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+        cells = [
+            cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ]
         print("  ".join(cells).rstrip())
-    print(f"{counts.bytes:,} bytes stored (parameters and buffers); MACs of one image, FLOPs = 2 MACs = {counts.flops:,}")
+    print(
+        f"{counts.bytes:,} bytes stored (parameters and buffers); MACs of one image, FLOPs = 2 MACs = {counts.flops:,}"
+    )

@@ -88,7 +88,9 @@ class TrainerCLI(LightningCLI):
             self.folder = RunFolder.latest(self.logs, config.name, config.run, f"checkpoints/{choice}.ckpt")
             if self.folder is None:
                 where = self.logs / config.name / (config.run or "")
-                raise UserError(f"no checkpoints/{choice}.ckpt of a run in {where}: train first, or name a file with --ckpt_path")
+                raise UserError(
+                    f"no checkpoints/{choice}.ckpt of a run in {where}: train first, or name a file with --ckpt_path"
+                )
             config.ckpt_path = str(self.folder.checkpoints / f"{choice}.ckpt")
         elif choice and self.subcommand_name != "fit":
             self.folder = RunFolder.owning(Path(choice))
@@ -128,8 +130,8 @@ class TrainerCLI(LightningCLI):
         if self.subcommand_name == "fit":
             callbacks += self._fit_callbacks(options)
             _say(
-                f"{name_of(self.model.net)}: {counts.parameters:,} parameters, {counts.macs:,} MACs, "
-                f"{counts.bytes:,} bytes; {self.datamodule.name}; run {self.folder.path if self.folder else '(dev run)'}"
+                f"{name_of(self.model.net)}: {counts.parameters:,} parameters, {counts.macs:,} MACs, {counts.bytes:,} bytes;"
+                f" {self.datamodule.name}; run {self.folder.path if self.folder else '(dev run)'}"
             )
         arguments = {
             **given.as_dict(),
@@ -141,6 +143,9 @@ class TrainerCLI(LightningCLI):
             arguments["enable_progress_bar"] = sys.stdout.isatty()
         if self.folder is None:
             arguments["enable_checkpointing"] = False
+        if self.subcommand_name == "predict":
+            # One list of predictions in the order of the images, whatever the run was trained on.
+            arguments |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         try:
             return self.trainer_class(**arguments)
         except (MisconfigurationException, ValueError, TypeError) as error:
@@ -205,6 +210,7 @@ class TrainerCLI(LightningCLI):
             )
 
     def validate(self, **arguments: Any) -> None:
+        """Prints the validation figures of a checkpoint."""
         figures = self._evaluate("validate", arguments)
         _say(_line("validation", figures, self.options.ckpt_path))
 
@@ -227,11 +233,10 @@ class TrainerCLI(LightningCLI):
             _say(_line("test", figures, path))
 
     def predict(self, **arguments: Any) -> None:
-        if self.trainer.world_size > 1:
-            raise UserError(f"predict runs on one device, got --trainer.devices={self.trainer.world_size}")
+        """Writes predictions.csv into the run's folder, or here for a checkpoint that belongs to no run."""
         arguments.pop("ckpt_path")
         batches = self.trainer.predict(**{**arguments, "return_predictions": True})
-        out = (self.folder.path if self.folder else Path(".")) / "predictions.csv"
+        out = (self.folder.path if self.folder else Path()) / "predictions.csv"
         written = write_predictions(out, batches, self.datamodule)
         _say(f"{written:,} predictions in {out}")
 
@@ -299,7 +304,7 @@ def run(verb: str, argv: list[str]) -> int:
             save_config_callback=None,
             seed_everything_default=0,
             trainer_defaults=_TRAINER_DEFAULTS,
-            parser_kwargs={**options, **{name: options for name in TrainerCLI.subcommands()}},
+            parser_kwargs={**options, **dict.fromkeys(TrainerCLI.subcommands(), options)},
             args=[verb, *expand_arguments(with_run_config(verb, argv))],
         )
     return 0
