@@ -48,7 +48,7 @@ def equal(a, b) -> bool:
     "optimizer", [["--model.optimizer=SGD", "--model.optimizer.lr=0.02"], ["--model.optimizer=AdaBound"]]
 )
 def test_killed_at_a_random_step_and_resumed_it_ends_where_the_uninterrupted_run_ends(here, tiny, own, optimizer):
-    """SIGKILL anywhere in 15 steps, last.ckpt every 2 steps and every epoch; all that a checkpoint holds is compared."""
+    """SIGKILL anywhere in 15 steps, last.ckpt every 2 and every epoch; all that a checkpoint holds is compared."""
     run = tiny("fit", *HARD, "--checkpoint_every=2", *optimizer, net="own_nets.Net")
     assert main([*run, "--name=whole"]) == 0
 

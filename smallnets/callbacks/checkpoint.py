@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 
 class RenamedCheckpointIO(TorchCheckpointIO):
@@ -26,6 +27,29 @@ class RenamedCheckpointIO(TorchCheckpointIO):
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """`best.ckpt`: the highest validation accuracy; among equal ones the latest.
+
+    A small validation set ties often, and the later of two networks has learned with a smaller rate. Only an epoch that
+    was validated is judged: Lightning keeps the last known figure for the epochs between.
+    """
+
+    _validated = False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated = trainer.state.fn == "fit"
+        super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._validated:
+            self._validated = False
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        equal = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
+        return equal or super().check_monitor_top_k(trainer, current)
 
 
 class EpochCheckpoint(ModelCheckpoint):
@@ -66,7 +90,7 @@ def run_checkpoints(folder: Path, every_n_train_steps: int | None = None) -> lis
     }
     last: dict[str, Any] = {"filename": "last", **common}
     callbacks = [
-        ModelCheckpoint(
+        BestCheckpoint(
             filename="best", monitor="val/accuracy", mode="max", save_on_train_epoch_end=True, verbose=False, **common
         ),
         EpochCheckpoint(every_n_epochs=1, save_on_train_epoch_end=True, **last),

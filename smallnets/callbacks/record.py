@@ -9,7 +9,6 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-
 from torch import nn
 
 from smallnets.callbacks.health import Health

@@ -129,10 +129,9 @@ class TrainerCLI(LightningCLI):
         callbacks = list(given.callbacks or [])
         if self.subcommand_name == "fit":
             callbacks += self._fit_callbacks(options)
-            _say(
-                f"{name_of(self.model.net)}: {counts.parameters:,} parameters, {counts.macs:,} MACs, {counts.bytes:,} bytes;"
-                f" {self.datamodule.name}; run {self.folder.path if self.folder else '(dev run)'}"
-            )
+            sizes = f"{counts.parameters:,} parameters, {counts.macs:,} MACs, {counts.bytes:,} bytes"
+            where = self.folder.path if self.folder else "(none: fast_dev_run)"
+            _say(f"{name_of(self.model.net)}: {sizes}; {self.datamodule.name}; run {where}")
         arguments = {
             **given.as_dict(),
             "callbacks": callbacks,
