@@ -32,6 +32,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} is not a whole checkpoint ({path.stat().st_size:,} bytes): cut short, or another format"
         )
     try:
+        with zipfile.ZipFile(path) as archive:
+            # torch.load does not compare checksums: a flipped bit in a weight would pass.
+            if (member := archive.testzip()) is not None:
+                raise RunError(f"{path} is damaged: the checksum of {member} is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise RunError(f"{path} is damaged: {str(error).splitlines()[0]}") from error

@@ -21,6 +21,8 @@ _NOISE = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch 2.15
     r"The number of training batches .* is smaller than the logging interval",  # nothing is logged by the step
     r"Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its own folder
+    # --checkpoint_every need not be repeated on a resume; any other callback that is missing is warned about.
+    r"Be aware that when using `ckpt_path`, callbacks .* callbacks: \[.ModelCheckpoint\{[^}]*\}.\]",
     r"The dirpath has changed from",  # a checkpoint taken over by a new run
 )
 
