@@ -69,7 +69,9 @@ def _expand_scheduler(name: str) -> dict[str, Any]:
     from torch.optim.lr_scheduler import LRScheduler
 
     module = "torch.optim.lr_scheduler"
-    return _among("schedule", dict.fromkeys(_subclasses(module, LRScheduler), module), name)
+    paths = {n: module for n in _subclasses(module, LRScheduler)}
+    # Lightning's form of this one says which figure it watches (`monitor`).
+    return _among("schedule", {**paths, "ReduceLROnPlateau": "lightning.pytorch.cli"}, name)
 
 
 def _expand_data(name: str) -> dict[str, Any]:

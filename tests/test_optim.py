@@ -1,13 +1,11 @@
-"""Parameter groups, AdaBound, warm-up and planned rates."""
+"""Parameter groups, warm-up and planned rates."""
 
 import math
-import warnings
 
-import adabound
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
     CosineAnnealingWarmRestarts,
@@ -101,61 +99,7 @@ def test_decay_moves_only_the_decayed():
         assert torch.equal(net.get_parameter(name), before[name])
 
 
-# -- AdaBound --------------------------------------------------------------------------------------------------------
-
-
-def quadratic(optimizer: Optimizer, weight: nn.Parameter, step: int) -> None:
-    optimizer.zero_grad()
-    ((weight * (step % 3 + 1) - 1) ** 2).sum().backward()
-    optimizer.step()
-
-
-def test_adabound_is_the_packages_number_for_number_and_silent():
-    ours, theirs = nn.Parameter(torch.arange(4.0)), nn.Parameter(torch.arange(4.0))
-    a = AdaBound([ours], lr=0.01, weight_decay=1e-3)
-    assert isinstance(a, adabound.AdaBound)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        b = adabound.AdaBound([theirs], lr=0.01, weight_decay=1e-3)
-        for step in range(5):
-            quadratic(b, theirs, step)
-    for step in range(5):
-        quadratic(a, ours, step)  # pytest makes a warning an error
-    assert torch.equal(ours, theirs)
-
-
-def test_adabound_first_step_by_hand():
-    # t = 1, gradient 2: exp_avg 0.2, exp_avg_sq 0.004, corrected step lr * sqrt(0.001) / 0.1; divided by sqrt(0.004) it
-    # is 0.001 * 10 / 2 = 0.005, inside [0.1 * (1 - 1/1.001), 0.1 * (1 + 1000)] = [0.0000999, 100.1].
-    weight = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
-    optimizer = AdaBound([weight])
-    weight.grad = torch.tensor([2.0], dtype=torch.float64)
-    optimizer.step()
-    assert weight.item() == pytest.approx(1 - 0.005 * 0.2, abs=1e-9)
-
-
-def test_adabound_resumes_bitwise_under_a_schedule():
-    def build() -> tuple[nn.Parameter, AdaBound, StepLR]:
-        weight = nn.Parameter(torch.arange(4.0))
-        optimizer = AdaBound([weight], lr=0.01)
-        return weight, optimizer, StepLR(optimizer, 3, gamma=0.1)
-
-    straight, optimizer, schedule = build()
-    for step in range(10):
-        if step == 5:
-            saved = straight.detach().clone(), optimizer.state_dict(), schedule.state_dict()
-            saved = torch.load(_bytes(saved), weights_only=True)
-        quadratic(optimizer, straight, step)
-        schedule.step()
-    resumed, optimizer, schedule = build()
-    resumed.data.copy_(saved[0])
-    optimizer.load_state_dict(saved[1])
-    schedule.load_state_dict(saved[2])
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3) and optimizer.base_lrs == [0.01]
-    for step in range(5, 10):
-        quadratic(optimizer, resumed, step)
-        schedule.step()
-    assert torch.equal(resumed, straight)
+# -- warm-up ---------------------------------------------------------------------------------------------------------
 
 
 def _bytes(value):
@@ -165,9 +109,6 @@ def _bytes(value):
     torch.save(value, buffer)
     buffer.seek(0)
     return buffer
-
-
-# -- warm-up ---------------------------------------------------------------------------------------------------------
 
 
 def sgd(params):

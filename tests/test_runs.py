@@ -11,6 +11,7 @@ import yaml
 import smallnets
 from smallnets.cli import main
 from smallnets.data import Digits
+from smallnets.data.digits import SklearnDigits
 from smallnets.results import read_row
 from smallnets.results.load import CHECKPOINT_KEY
 
@@ -58,8 +59,8 @@ def test_test_reads_the_test_set_once_and_of_the_best_checkpoint(here, tiny, cap
     assert main(tiny("fit", "--name=one", "--trainer.max_epochs=4")) == 0
     folder = here / "lightning_logs/one/run-1"
     reads = []
-    read = Digits.read
-    monkeypatch.setattr(Digits, "read", lambda self, part: reads.append(part) or read(self, part))
+    read = SklearnDigits.read
+    monkeypatch.setattr(SklearnDigits, "read", lambda self, part: reads.append(part) or read(self, part))
     assert main(tiny("test", "--name=one")) == 0
     assert reads.count("test") == 1
     row = read_row(folder)
@@ -102,8 +103,8 @@ def test_a_second_checkpoint_of_a_run_is_not_tested_unasked(here, tiny, capsys):
 
 def test_fit_and_validate_never_read_the_test_part(here, tiny, monkeypatch):
     reads = []
-    read = Digits.read
-    monkeypatch.setattr(Digits, "read", lambda self, part: reads.append(part) or read(self, part))
+    read = SklearnDigits.read
+    monkeypatch.setattr(SklearnDigits, "read", lambda self, part: reads.append(part) or read(self, part))
     assert main(tiny("fit", "--name=one")) == 0
     assert main(tiny("validate", "--name=one")) == 0
     assert main(tiny("predict", "--name=one")) == 0

@@ -97,7 +97,7 @@ class AdaBound(Optimizer):
         super().__setstate__(state)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter that has a gradient; returns what `closure` returns, if there is one."""
         loss = None
         if closure is not None:
@@ -110,7 +110,7 @@ class AdaBound(Optimizer):
             if not params:
                 continue
             grads: Any = [p.grad for p in params]
-            if any(grad.is_sparse for grad in grads):
+            if any(grad.layout != torch.strided for grad in grads):
                 raise RuntimeError("AdaBound does not support sparse gradients")
             self._begin(params, group["amsbound"])
             if group["weight_decay"] != 0:

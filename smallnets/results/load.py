@@ -91,6 +91,17 @@ def load(path: str | Path, net: nn.Module | None = None, like: nn.Module | None 
     return loaded
 
 
+def require_same_network(stored: dict[str, Any] | None, asked: dict[str, Any] | None, path: str) -> None:
+    """Raises UserError unless a checkpoint's network has the spec that is asked for; None agrees with all."""
+    if stored is None or asked is None or stored == asked:
+        return
+    if stored["class_path"] != asked["class_path"]:
+        raise UserError(f"{path} holds a {stored['class_path']}; the command asks for a {asked['class_path']}")
+    was, now = stored["init_args"], asked["init_args"]
+    differ = [f"{k} {was.get(k)} (asked for: {now.get(k)})" for k in {**was, **now} if was.get(k) != now.get(k)]
+    raise UserError(f"{path} holds another {stored['class_path']}: {', '.join(differ)}")
+
+
 def _classes(net: nn.Module) -> int | None:
     return getattr(net, "num_classes", None)
 

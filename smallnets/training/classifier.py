@@ -135,6 +135,8 @@ class Classifier(L.LightningModule):
             return optimizer
         entry: dict[str, Any] = {"scheduler": schedule, "interval": self.interval}
         if isinstance(schedule, ReduceLROnPlateau):
+            if self.interval != "epoch":
+                raise UserError("ReduceLROnPlateau watches an epoch's figure: it goes with --model.interval=epoch")
             entry["monitor"] = getattr(schedule, "monitor", "val/loss")
         return {"optimizer": optimizer, "lr_scheduler": entry}
 
@@ -193,6 +195,18 @@ class Classifier(L.LightningModule):
         # at the epoch's end holds is an empty sum.
         self.log_dict({"train/loss": loss / count, "train/accuracy": correct / count}, prog_bar=True, sync_dist=True)
         self.train_sums.reset(self.device)
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                if config.monitor not in self.trainer.callback_metrics:
+                    known = ", ".join(sorted(self.trainer.callback_metrics))
+                    raise UserError(f"--model.scheduler.monitor={config.monitor} is not among {known}")
+                config.scheduler.step(self.trainer.callback_metrics[config.monitor])
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        # Lightning steps a plateau schedule after the epoch's checkpoint was written, and not at all at the end of an
+        # epoch that was resumed; so it is stepped above, where the checkpoint holds what the next epoch needs.
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            super().lr_scheduler_step(scheduler, metric)
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection | None) -> Tensor:
         assert metrics is not None, "setup() builds the metrics"

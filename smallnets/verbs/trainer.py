@@ -1,7 +1,6 @@
 """`smallnets fit | validate | test | predict`: LightningCLI with a run folder, exact resume and short errors."""
 
 import inspect
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,34 +8,30 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from smallnets.callbacks import Health
-from smallnets.callbacks.checkpoint import RenamedCheckpointIO, run_checkpoints
+from smallnets.callbacks.checkpoint import RenamedCheckpointIO
 from smallnets.callbacks.look import TensorBoardLook
-from smallnets.callbacks.record import RunRecord, describe
+from smallnets.callbacks.record import describe
 from smallnets.config import LINKED, expand_arguments
 from smallnets.data import ImageData
 from smallnets.errors import UserError
 from smallnets.measure import count
 from smallnets.models.name import name_of
 from smallnets.models.spec import spec_of
-from smallnets.results.load import CHECKPOINT_KEY, network_of, read_checkpoint
+from smallnets.results.load import CHECKPOINT_KEY, network_of, read_checkpoint, require_same_network
 from smallnets.results.row import read_row
-from smallnets.results.run import RunFolder, check_name
+from smallnets.results.run import RunFolder
 from smallnets.results.test_ledger import begin_reading, end_reading, stored_figure
 from smallnets.training.classifier import Classifier
-from smallnets.training.csv_log import MetricsCSV
-from smallnets.training.epoch_lines import EpochLines
 from smallnets.training.predictions import write_predictions
+from smallnets.verbs.attachments import fit_callbacks, fit_loggers
+from smallnets.verbs.choice import Choice, first_process
 from smallnets.verbs.messages import as_user_errors, one_line, short_warnings
 
-# Lightning starts one process a device with the same command line; they learn the run's folder from the first.
-_FOLDER_ENV = "SMALLNETS_RUN_FOLDER"
 # What belongs to one command and not to the configuration that made the run.
 _OF_THE_COMMAND = ("ckpt_path", "run", "weights_only", "verbose", "return_predictions", "config", "reread_test")
 _TRAINER_DEFAULTS: dict[str, Any] = {
@@ -50,10 +45,7 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
 
 
 class TrainerCLI(LightningCLI):
-    """LightningCLI for a `Classifier` on an `ImageData`.
-
-    It resolves `--ckpt_path last|best`, claims the run's folder, and adds loggers, checkpoints and the run's record.
-    """
+    """LightningCLI for a `Classifier` on an `ImageData`, with a folder, a record and checkpoints for every run."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, default=None, help="group of runs: lightning_logs/NAME/RUN")
@@ -72,158 +64,95 @@ class TrainerCLI(LightningCLI):
         # Lightning's own warns that arguments were given while a command line exists; here they are that command line.
         self.config = parser.parse_args(args)
 
-    # -- which run and which checkpoint ------------------------------------------------------------------------------
-
     def _parse_ckpt_path(self) -> None:
-        """Finds the checkpoint and its run. (Lightning's own lets the checkpoint's settings override the command's.)"""
-        config = self.options
-        self.logs = Path(config.trainer.default_root_dir or ".") / "lightning_logs"
-        config.name = config.name or _default_name(config)
-        check_name("--name", config.name)
-        check_name("--run", config.run)
-        self.folder: RunFolder | None = None
-        self.resumes = self.subcommand_name == "fit" and config.ckpt_path == "last"
-        choice = config.ckpt_path or ("best" if self.subcommand_name != "fit" else None)
-        if choice in ("last", "best"):
-            self.folder = RunFolder.latest(self.logs, config.name, config.run, f"checkpoints/{choice}.ckpt")
-            if self.folder is None:
-                where = self.logs / config.name / (config.run or "")
-                raise UserError(
-                    f"no checkpoints/{choice}.ckpt of a run in {where}: train first, or name a file with --ckpt_path"
-                )
-            config.ckpt_path = str(self.folder.checkpoints / f"{choice}.ckpt")
-        elif choice and self.subcommand_name != "fit":
-            self.folder = RunFolder.owning(Path(choice))
-        self.checkpoint = read_checkpoint(config.ckpt_path) if config.ckpt_path else None
-
-    @property
-    def subcommand_name(self) -> str:
-        return str(self.config["subcommand"])
-
-    @property
-    def options(self) -> Namespace:
-        """The parsed options of the verb."""
-        return self.config[self.subcommand_name]
-
-    def _claim_folder(self) -> None:
-        """A folder for a run that starts, or for a checkpoint without one; once all that was asked for exists."""
-        if self.folder is not None or self.options.trainer.fast_dev_run:
-            return
-        given = os.environ.get(_FOLDER_ENV)
-        if given and _local_rank() > 0:
-            self.folder = RunFolder(Path(given))
-        else:
-            self.folder = RunFolder.claim(self.logs, self.options.name, self.options.run)
-            os.environ[_FOLDER_ENV] = str(self.folder.path.absolute())
+        # Lightning's own lets the checkpoint's settings override those of the command line.
+        self.verb = str(self.config["subcommand"])
+        self.options: Namespace = self.config[self.verb]
+        self.choice = Choice(self.verb, self.options)
+        self.options.ckpt_path = self.choice.path
 
     # -- building ----------------------------------------------------------------------------------------------------
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        if self.checkpoint is not None:
-            self._check_checkpoint(self.checkpoint)
+        if self.choice.checkpoint is not None:
+            self._check_checkpoint(self.choice.checkpoint)
+        # Raises if the network cannot run on these images.
         counts = count(self.model.net, image_size=self.datamodule.image_size, in_channels=self.datamodule.in_channels)
-        if self.subcommand_name in ("fit", "test"):
-            self._claim_folder()
-        options = self.config_init[self.subcommand_name]
-        given = options.trainer
-        callbacks = list(given.callbacks or [])
-        if self.subcommand_name == "fit":
-            callbacks += self._fit_callbacks(options)
+        if self.verb == "test" or (self.verb == "fit" and not self.options.trainer.fast_dev_run):
+            self.choice.claim()
+        built = self.config_init[self.verb]
+        given, folder = built.trainer, self.choice.folder
+        arguments = {**given.as_dict(), "plugins": [*_as_list(given.plugins), RenamedCheckpointIO()]}
+        arguments["callbacks"] = list(given.callbacks or [])
+        arguments["logger"] = given.logger if given.logger is not None else False
+        if self.verb == "fit":
+            arguments["callbacks"] += fit_callbacks(built, folder, self._plain_config())
             sizes = f"{counts.parameters:,} parameters, {counts.macs:,} MACs, {counts.bytes:,} bytes"
-            where = self.folder.path if self.folder else "(none: fast_dev_run)"
+            where = folder.path if folder else "(none: fast_dev_run)"
             _say(f"{name_of(self.model.net)}: {sizes}; {self.datamodule.name}; run {where}")
-        arguments = {
-            **given.as_dict(),
-            "callbacks": callbacks,
-            "plugins": [*_as_list(given.plugins), RenamedCheckpointIO()],
-            "logger": self._loggers(given),
-        }
+            if given.logger in (None, True) and folder is not None:
+                step = self.choice.checkpoint["global_step"] if self.choice.checkpoint else None
+                arguments["logger"] = fit_loggers(given, folder, step if self.choice.resumes else None)
         if given.enable_progress_bar is None:
             arguments["enable_progress_bar"] = sys.stdout.isatty()
-        if self.folder is None:
+        if folder is None:
             arguments["enable_checkpointing"] = False
-        if self.subcommand_name == "predict":
+        if self.verb == "predict":
             # One list of predictions in the order of the images, whatever the run was trained on.
             arguments |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         try:
             return self.trainer_class(**arguments)
         except (MisconfigurationException, ValueError, TypeError) as error:
-            if self.folder is not None and not any(self.folder.path.iterdir()):
-                self.folder.path.rmdir()
+            self.choice.give_up()
             raise UserError(f"the trainer refuses its options: {one_line(str(error))}") from error
 
     def _check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        path, stored = self.options.ckpt_path, checkpoint[CHECKPOINT_KEY]
-        _same_network(stored["net"], spec_of(self.model.net), path)
+        path, stored = str(self.choice.path), checkpoint[CHECKPOINT_KEY]
+        require_same_network(stored["net"], spec_of(self.model.net), path)
         if stored["num_classes"] != self.datamodule.num_classes:
             raise UserError(
                 f"{path} is of a run on {stored['data']} with {stored['num_classes']} classes;"
                 f" {self.datamodule.name} has {self.datamodule.num_classes}"
             )
-        if self.subcommand_name != "fit":
+        if self.verb != "fit":
             # The file alone says what the network is, whatever was pruned since its configuration was written.
             self.model.net = network_of(checkpoint, path, net=self.model.net)
 
-    def _fit_callbacks(self, options: Namespace) -> list[Any]:
-        callbacks: list[Any] = [options.health, LearningRateMonitor(logging_interval="epoch", log_momentum=True)]
-        if self.folder is not None:
-            config = yaml.safe_load(self._parser(self.subcommand_name).dump(self.options, skip_none=False))
-            config = {k: v for k, v in config.items() if k not in _OF_THE_COMMAND}
-            options.look.config = config
-            callbacks += [options.look, RunRecord(self.folder.path, config)]
-            callbacks += run_checkpoints(self.folder.checkpoints, options.checkpoint_every)
-        return callbacks
-
-    def _loggers(self, trainer: Namespace) -> Any:
-        if trainer.logger not in (None, True):
-            return trainer.logger
-        if self.folder is None or self.subcommand_name != "fit":
-            return False
-        path = self.folder.path
-        step = self.checkpoint["global_step"] if self.checkpoint and self.resumes else None
-        loggers: list[Logger] = [
-            TensorBoardLogger(
-                path.parent.parent, name=path.parent.name, version=path.name, default_hp_metric=False, purge_step=step
-            ),
-            MetricsCSV(path, step),
-        ]
-        if not sys.stdout.isatty():
-            loggers.append(EpochLines(trainer.max_epochs if trainer.max_steps == -1 else None))
-        return loggers
+    def _plain_config(self) -> dict[str, Any]:
+        """The resolved configuration, to be run again: without what belongs to this one command."""
+        config: dict[str, Any] = yaml.safe_load(self._parser(self.verb).dump(self.options, skip_none=False))
+        return {k: v for k, v in config.items() if k not in _OF_THE_COMMAND}
 
     # -- the verbs ---------------------------------------------------------------------------------------------------
 
     def fit(self, **arguments: Any) -> None:
         """Trains, or goes on training; a run that has all its epochs and its row is left as it is."""
-        if self.checkpoint is not None and self.resumes and self.folder is not None and read_row(self.folder.path):
-            done = self.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        folder = self.choice.folder.path if self.choice.folder else None
+        if self.choice.resumes and self.choice.checkpoint and folder and read_row(folder):
+            done = self.choice.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
             if self.trainer.max_epochs is not None and 0 <= self.trainer.max_epochs <= done:
-                _say(f"{self.folder.path} has its {done} epochs; a higher --trainer.max_epochs trains on")
+                _say(f"{folder} has its {done} epochs; a higher --trainer.max_epochs trains on")
                 return
         self.trainer.fit(**arguments)
-        row = read_row(self.folder.path) if self.folder is not None else None
+        row = read_row(folder) if folder else None
         if row is not None:
-            _say(
-                f"best validation accuracy {row['val_accuracy']}, {row['seconds']:.1f} s,"
-                f" {row['images_per_second']} images/s; {self.folder.path if self.folder else ''}"
-            )
+            speed = f"{row['seconds']:.1f} s, {row['images_per_second']} images/s"
+            _say(f"best validation accuracy {row['val_accuracy']}, {speed}; {folder}")
 
     def validate(self, **arguments: Any) -> None:
         """Prints the validation figures of a checkpoint."""
-        figures = self._evaluate("validate", arguments)
-        _say(_line("validation", figures, self.options.ckpt_path))
+        _say(_line("validation", self._evaluate("validate", arguments), self.choice.path))
 
     def test(self, **arguments: Any) -> None:
         """Reads the test set, once a run; asked again for the same checkpoint, repeats the figure of the row."""
-        assert self.folder is not None
-        folder, path = self.folder.path, Path(self.options.ckpt_path)
-        if _local_rank() == 0:
+        assert self.choice.folder is not None
+        folder, path = self.choice.folder.path, Path(str(self.choice.path))
+        # Processes that Lightning starts for more devices find the reading begun by the first.
+        if first_process():
             row = None if self.options.reread_test else stored_figure(folder, path)
             if row is not None:
-                _say(
-                    f"test accuracy {row['test_accuracy']}  loss {row['test_loss']}  {path}"
-                    "  (read before, not again: the figure of row.json)"
-                )
+                figures = {"accuracy": row["test_accuracy"], "loss": row["test_loss"]}
+                _say(_line("test", figures, f"{path}  (read before and not again: the figure of row.json)"))
                 return
             begin_reading(folder, path, {**describe(self.trainer, self.model, self.datamodule), "status": "unfinished"})
         figures = self._evaluate("test", arguments)
@@ -233,9 +162,9 @@ class TrainerCLI(LightningCLI):
 
     def predict(self, **arguments: Any) -> None:
         """Writes predictions.csv into the run's folder, or here for a checkpoint that belongs to no run."""
-        arguments.pop("ckpt_path")
+        arguments = {k: v for k, v in arguments.items() if k not in ("ckpt_path", "weights_only")}
         batches = self.trainer.predict(**{**arguments, "return_predictions": True})
-        out = (self.folder.path if self.folder else Path()) / "predictions.csv"
+        out = (self.choice.folder.path if self.choice.folder else Path()) / "predictions.csv"
         written = write_predictions(out, batches, self.datamodule)
         _say(f"{written:,} predictions in {out}")
 
@@ -246,39 +175,13 @@ class TrainerCLI(LightningCLI):
         return {k: float(v) for k, v in self.trainer.callback_metrics.items()}
 
 
-def _same_network(stored: dict[str, Any] | None, asked: dict[str, Any] | None, path: str) -> None:
-    if stored is None or asked is None or stored == asked:
-        return
-    if stored["class_path"] != asked["class_path"]:
-        raise UserError(f"{path} holds a {stored['class_path']}; the command asks for a {asked['class_path']}")
-    was, now = stored["init_args"], asked["init_args"]
-    differ = [f"{k} {was.get(k)} (asked for: {now.get(k)})" for k in {**was, **now} if was.get(k) != now.get(k)]
-    raise UserError(f"{path} holds another {stored['class_path']}: {', '.join(differ)}")
-
-
-def _default_name(config: Namespace) -> str:
-    parts = [config.data.class_path, config.model.net.class_path]
-    return "-".join(part.rpartition(".")[2].lower() for part in parts)
-
-
-def _line(part: str, figures: dict[str, float], path: Any) -> str:
-    values = "  ".join(f"{name.partition('/')[2]} {value:.6g}" for name, value in sorted(figures.items()))
-    return f"{part} {values}  {path}"
-
-
-def _option_names() -> list[str]:
-    """The options of the verbs, as far as they are not those of a chosen network, optimizer or data set."""
-    groups = {"trainer": Trainer, "model": Classifier, "data": ImageData, "health": Health, "look": TensorBoardLook}
-    own = ["config", "name", "run", "ckpt_path", "seed_everything", "checkpoint_every", "reread_test", "print_config"]
-    return own + [f"{group}.{name}" for group, cls in groups.items() for name in inspect.signature(cls).parameters]
+def _line(part: str, figures: dict[str, float], where: Any) -> str:
+    values = "  ".join(f"{name.rpartition('/')[2]} {value:.6g}" for name, value in sorted(figures.items()))
+    return f"{part} {values}  {where}"
 
 
 def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
-
-
-def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @rank_zero_only
@@ -324,3 +227,10 @@ def with_run_config(verb: str, argv: list[str]) -> list[str]:
                 raise UserError(f"--ckpt_path {path} lies in no run's checkpoints folder: give --config too")
             return ["--config", str(folder.config), *argv]
     return argv
+
+
+def _option_names() -> list[str]:
+    """The options of the verbs, as far as they are not those of a chosen network, optimizer or data set."""
+    groups = {"trainer": Trainer, "model": Classifier, "data": ImageData, "health": Health, "look": TensorBoardLook}
+    own = ["config", "name", "run", "ckpt_path", "seed_everything", "checkpoint_every", "reread_test", "print_config"]
+    return own + [f"{group}.{name}" for group, cls in groups.items() for name in inspect.signature(cls).parameters]
