@@ -126,7 +126,7 @@ def expand_arguments(
 
 
 def _is_bare(value: Any) -> bool:
-    return isinstance(value, str) and value.isidentifier()
+    return isinstance(value, str) and value.isidentifier() and value != "null"
 
 
 def read_config(path: str) -> dict[str, Any]:
