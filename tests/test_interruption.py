@@ -97,6 +97,19 @@ def test_resuming_a_run_that_has_ended_changes_nothing(here, tiny, capsys):
     assert read_row(folder)["epochs"] == 3
 
 
+def test_a_run_that_had_ended_and_is_killed_while_trained_on_does_not_look_ended(here, tiny, own):
+    assert main(tiny("fit", "--name=one", net="own_nets.Net")) == 0
+    assert main(["test", "--ckpt_path", "lightning_logs/one/run-1/checkpoints/best.ckpt"]) == 0
+    kill = ["--trainer.callbacks+=own_nets.KillAt", "--trainer.callbacks.step=12"]
+    more = tiny("fit", "--name=one", "--ckpt_path=last", "--trainer.max_epochs=3", net="own_nets.Net")
+    assert process([*more, *kill]).returncode == -9
+    row = read_row(here / "lightning_logs/one/run-1")
+    assert (row["status"], row["test_reads"]) == ("running", 1)
+    assert main(more) == 0
+    row = read_row(here / "lightning_logs/one/run-1")
+    assert (row["status"], row["test_reads"], row["epochs"]) == ("finished", 1, 3)
+
+
 def test_killed_between_its_last_checkpoint_and_its_row_the_row_is_made_on_resume(here, tiny):
     assert main(tiny("fit", "--name=one")) == 0
     folder = here / "lightning_logs/one/run-1"

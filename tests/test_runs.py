@@ -85,6 +85,17 @@ def test_test_reads_the_test_set_once_and_of_the_best_checkpoint(here, tiny, cap
     assert read_row(folder)["test_reads"] == 1
 
 
+def test_a_checkpoint_without_a_row_gets_one_when_it_is_tested(here, tiny):
+    assert main(tiny("fit", "--name=one")) == 0
+    finished = read_row(here / "lightning_logs/one/run-1")
+    (here / "lightning_logs/one/run-1/row.json").unlink()
+    assert main(tiny("test", "--name=one")) == 0
+    row = read_row(here / "lightning_logs/one/run-1")
+    assert set(finished) - set(row) <= {k for k in finished if k.endswith("_last")} | {"health"}
+    assert (row["status"], row["test_reads"], row["val_accuracy"]) == ("unfinished", 1, None)
+    assert row["parameters"] == finished["parameters"] and row["test_accuracy"] is not None
+
+
 def test_a_second_checkpoint_of_a_run_is_not_tested_unasked(here, tiny, capsys):
     assert main(tiny("fit", "--name=one", "--trainer.max_epochs=3", "--model.optimizer.lr=0.5")) == 0
     folder = here / "lightning_logs/one/run-1"
@@ -194,3 +205,13 @@ def test_print_config_is_complete_yaml(here, tiny, capsys):
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["model"]["net"]["class_path"] == "smallnets.models.LeNet"
     assert config["trainer"]["max_epochs"] == 2
+
+
+def test_the_best_checkpoint_is_the_latest_of_equals_and_of_a_validated_epoch(here, tiny):
+    """At a rate of 0 every epoch validates alike; of four epochs the second and the fourth are validated."""
+    run = tiny(
+        "fit", "--name=one", "--model.optimizer.lr=0", "--trainer.max_epochs=5", "--trainer.check_val_every_n_epoch=2"
+    )
+    assert main(run) == 0
+    best = torch.load(here / "lightning_logs/one/run-1/checkpoints/best.ckpt", weights_only=True)
+    assert best["epoch"] == 3

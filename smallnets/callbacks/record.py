@@ -16,7 +16,7 @@ from smallnets.data.seeds import global_seed
 from smallnets.measure import count
 from smallnets.models.name import name_of
 from smallnets.results.provenance import config_digest, git_state, versions
-from smallnets.results.row import read_row, write_row, write_text
+from smallnets.results.row import read_row, update_row, write_row, write_text
 
 
 class RunRecord(Callback):
@@ -45,7 +45,8 @@ class RunRecord(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {
             "seconds": self._seconds_before + time.perf_counter() - self._start,
-            "train_seconds": self._train_seconds,
+            # With what has passed of an epoch that is saved in its middle.
+            "train_seconds": self._train_seconds + time.perf_counter() - self._epoch_start,
             "images": self._images,
             "metrics": self._metrics,
         }
@@ -59,12 +60,18 @@ class RunRecord(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self._start = time.perf_counter()
+        # A second fit is a run of its own; a resumed one gets these from its checkpoint, after this.
+        self._seconds_before = self._train_seconds = 0.0
+        self._images, self._metrics = 0, {}
+        self._start = self._epoch_start = time.perf_counter()
         folder = self._folder or (Path(trainer.log_dir) if trainer.log_dir else None)
         # Rank 0 chose the folder; the others would have taken the next number.
         self._folder = trainer.strategy.broadcast(folder)
         if trainer.is_global_zero and self._folder and self._config and not _dev_run(trainer):
             self._folder.mkdir(parents=True, exist_ok=True)
+            if read_row(self._folder) is not None:
+                # A run that had ended is trained on: until it ends again, nobody may take its row for the end.
+                update_row(self._folder, status="running")
             write_text(self._folder / "config.yaml", yaml.safe_dump(self._config, sort_keys=False))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -163,6 +170,22 @@ def _dev_run(trainer: L.Trainer) -> bool:
 _UNTESTED: dict[str, Any] = {
     "test_accuracy": None, "test_loss": None, "test_reads": 0, "test_checkpoint": None, "test_size": None,
 }  # fmt: skip
+
+
+_UNTRAINED: dict[str, Any] = {
+    "val_accuracy": None,
+    "seconds": None,
+    "images_per_second": None,
+    "epochs": None,
+    "steps": None,
+}
+
+
+def unfinished_row(folder: Path, trainer: L.Trainer, module: L.LightningModule, data: Any) -> dict[str, Any]:
+    """The row of a checkpoint whose run left none: its training was cut off, or it was brought here alone."""
+    about = {"name": folder.parent.name, "run": folder.name, "status": "unfinished", "error": None}
+    where = {"config_digest": None, "git": git_state(), "versions": versions()}
+    return {**about, **_UNTRAINED, **_UNTESTED, **describe(trainer, module, data), **where}
 
 
 def describe(trainer: L.Trainer, module: L.LightningModule, data: Any) -> dict[str, Any]:

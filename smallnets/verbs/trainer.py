@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from smallnets.callbacks import Health
 from smallnets.callbacks.checkpoint import RenamedCheckpointIO
 from smallnets.callbacks.look import TensorBoardLook
-from smallnets.callbacks.record import describe
+from smallnets.callbacks.record import unfinished_row
 from smallnets.config import LINKED, expand_arguments
 from smallnets.data import ImageData
 from smallnets.errors import UserError
@@ -128,7 +128,8 @@ class TrainerCLI(LightningCLI):
     def fit(self, **arguments: Any) -> None:
         """Trains, or goes on training; a run that has all its epochs and its row is left as it is."""
         folder = self.choice.folder.path if self.choice.folder else None
-        if self.choice.resumes and self.choice.checkpoint and folder and read_row(folder):
+        before = read_row(folder) if folder and self.choice.resumes else None
+        if self.choice.checkpoint and before and before["status"] == "finished":
             done = self.choice.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
             if self.trainer.max_epochs is not None and 0 <= self.trainer.max_epochs <= done:
                 _say(f"{folder} has its {done} epochs; a higher --trainer.max_epochs trains on")
@@ -154,7 +155,7 @@ class TrainerCLI(LightningCLI):
                 figures = {"accuracy": row["test_accuracy"], "loss": row["test_loss"]}
                 _say(_line("test", figures, f"{path}  (read before and not again: the figure of row.json)"))
                 return
-            begin_reading(folder, path, {**describe(self.trainer, self.model, self.datamodule), "status": "unfinished"})
+            begin_reading(folder, path, unfinished_row(folder, self.trainer, self.model, self.datamodule))
         figures = self._evaluate("test", arguments)
         if self.trainer.is_global_zero:
             end_reading(folder, figures, self.datamodule.split_sizes["test"])
