@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from smallnets.data.augment import REGISTRY, apply_all, normalise, parse
-from smallnets.data.batched import crop, cutout, erase, flip
+from smallnets.data.batched import Transform, crop, cutout, erase, flip
 from smallnets.errors import UserError
 
 
@@ -73,6 +73,15 @@ def test_every_crop_is_a_cut_of_the_padded_image(mode: str) -> None:
     assert len(possible) == 25
     assert set(cuts) == set(possible.values())  # each of the 25 places is drawn
     assert torch.equal(crop(0)(images, generator()), images)
+
+
+@pytest.mark.parametrize("one", [flip(), crop(3), crop(3, "reflect"), erase(), cutout(4)])
+def test_any_size_and_any_memory_format(one: Transform) -> None:
+    images = torch.randint(256, (20, 3, 5, 9), generator=generator(1), dtype=torch.uint8)
+    result = one(images, generator(2))
+    channels_last = images.to(memory_format=torch.channels_last)
+    assert torch.equal(one(channels_last, generator(2)), result)
+    assert one(images[:1], generator(2)).shape == (1, 3, 5, 9)
 
 
 def test_cutout_covers_one_square_that_edges_may_cut() -> None:

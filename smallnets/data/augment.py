@@ -1,8 +1,10 @@
 """Augmentation by name, and normalisation: what happens to a uint8 batch before a network sees it.
 
 An augmentation is a function (images uint8 (B, C, H, W), generator) -> images of the same shape, type and device, each
-image with its own random parameters, the outcome a function of the images and the generator's state. Those that
-work on whole batches are in `batched`, those that torchvision applies image by image in `per_image`.
+image with its own random parameters, the outcome a function of the images and the generator's state, worked out for the
+whole batch on its device in a few kernels, without waiting for it. `batched` has those that move and cover whole
+rectangles, `perspective` and `policies` (with `geometry` and `colour` below it) the others; `draws` says where random
+numbers come from.
 """
 
 import inspect
@@ -13,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from smallnets.data import per_image
 from smallnets.data.batched import Transform, crop, cutout, erase, flip
+from smallnets.data.perspective import perspective
+from smallnets.data.policies import autoaugment, randaugment, trivialaugment
 from smallnets.errors import UserError
 
 REGISTRY: dict[str, Callable[..., Transform]] = {
@@ -22,10 +25,10 @@ REGISTRY: dict[str, Callable[..., Transform]] = {
     "crop": crop,
     "cutout": cutout,
     "erase": erase,
-    "perspective": per_image.perspective,
-    "autoaugment": per_image.autoaugment,
-    "randaugment": per_image.randaugment,
-    "trivialaugment": per_image.trivialaugment,
+    "perspective": perspective,
+    "autoaugment": autoaugment,
+    "randaugment": randaugment,
+    "trivialaugment": trivialaugment,
 }
 
 
