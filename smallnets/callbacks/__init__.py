@@ -3,5 +3,6 @@
 from smallnets.callbacks.budget import ParameterBudget
 from smallnets.callbacks.ema import EMA
 from smallnets.callbacks.health import Health, HealthWarning
+from smallnets.callbacks.pruning import ChannelPruning
 
-__all__ = ["EMA", "Health", "HealthWarning", "ParameterBudget"]
+__all__ = ["EMA", "ChannelPruning", "Health", "HealthWarning", "ParameterBudget"]

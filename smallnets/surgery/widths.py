@@ -1,30 +1,46 @@
 """Rebuild a network with the widths that a state dict has."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from smallnets.errors import UserError
 
 
-def fit_widths(net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+def fit_widths(net: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> nn.Module:
     """Gives every layer of `net`, in place, the widths of its tensors in `state`; returns `net`.
 
     A network whose channels were removed has the modules of the full one with narrower tensors. Widths are read from
-    the shapes alone: convolutions (grouped ones too), linear layers, batch and layer norms. Values are not loaded;
-    layers whose width changes hold uninitialised values until `net.load_state_dict(state)`.
+    the shapes alone: convolutions (depthwise ones too), linear layers, batch, instance and layer norms, and parameters
+    that a class of its own holds. Values are not loaded: layers whose width changes hold uninitialised values until
+    `net.load_state_dict(state)`. Parameters that change are new objects, so an optimizer is to be built afterwards;
+    they keep their type, device, memory format and `requires_grad`, and a tensor that several layers share stays
+    shared. With `strict=False` names that only one side has are let pass.
 
     Raises:
-        UserError: a tensor of `state` belongs to no layer of `net`, or to one whose width cannot be changed.
+        UserError: a tensor of `state` belongs to no layer of `net`, or to one whose width cannot be changed; `net` is
+            then as it was.
     """
-    for prefix, module in net.named_modules():
-        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            key = f"{prefix}.{name}" if prefix else name
-            if key in state and state[key].shape != tensor.shape:
-                _resize(module, prefix, name, state)
+    if strict:
+        _check_names(net, state)
+    changed = list(_changed(net, state))
+    for module, name, key in changed:
+        _check(module, name, key, getattr(module, name), tuple(state[key].shape))
+    fresh: dict[int, Tensor] = {}
+    for module, name, key in changed:
+        old = getattr(module, name)
+        if id(old) not in fresh:
+            fresh[id(old)] = _empty(old, tuple(state[key].shape))
+        setattr(module, name, fresh[id(old)])
+        _tell(module, name)
+    return net
+
+
+def _check_names(net: nn.Module, state: Mapping[str, Tensor]) -> None:
     expected, came = set(net.state_dict()), set(state)
     if expected != came:
         odd = sorted(expected ^ came)[0]
@@ -33,35 +49,65 @@ def fit_widths(net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
             f"the weights do not belong to a {type(net).__name__} of these numbers: {where} {odd!r}"
             f" ({len(expected ^ came)} names differ)"
         )
-    return net
 
 
-def _resize(module: nn.Module, prefix: str, name: str, state: Mapping[str, Tensor]) -> None:
-    shape = tuple(state[f"{prefix}.{name}" if prefix else name].shape)
-    old = getattr(module, name)
-    if len(shape) != old.dim():
-        raise UserError(f"{prefix}.{name} has {len(shape)} dimensions in the checkpoint and {old.dim()} in the network")
-    fresh = torch.empty(shape, dtype=old.dtype, device=old.device)
-    if isinstance(old, nn.Parameter):
-        setattr(module, name, nn.Parameter(fresh, requires_grad=old.requires_grad))
-    else:
-        module.register_buffer(name, fresh)
-    if name not in ("weight", "running_mean"):
-        return
-    # The numbers beside the tensors must agree with them: forward and repr read these.
+def _changed(net: nn.Module, state: Mapping[str, Tensor]) -> Any:
+    """(module, name, key) of each tensor whose shape in `state` is another."""
+    for prefix, module in net.named_modules():
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            key = f"{prefix}.{name}" if prefix else name
+            if key in state and state[key].shape != tensor.shape:
+                yield module, name, key
+
+
+def _check(module: nn.Module, name: str, key: str, old: Tensor, shape: tuple[int, ...]) -> None:
+    """UserError unless `module` can be given `shape` for its tensor `name`."""
+    was = tuple(old.shape)
+    if len(shape) != len(was):
+        raise UserError(f"{key} has {len(shape)} dimensions in the checkpoint and {len(was)} in the network")
     if isinstance(module, _ConvNd):
+        if module.transposed or not (module.groups == 1 or depthwise(module)):
+            # Whether groups or channels of each group were removed cannot be told from the shape.
+            kind = "transposed" if module.transposed else f"grouped ({module.groups} groups)"
+            raise UserError(f"{key}: the width of a {kind} convolution cannot be changed")
+        # A kernel of another size is no narrower layer; a depthwise filter always sees one channel.
+        fixed = slice(2, None) if module.groups == 1 else slice(1, None)
+    elif isinstance(module, (nn.Linear, _NormBase)):
+        fixed = slice(2, None)
+    elif isinstance(module, nn.LayerNorm):
+        fixed = slice(1, None)
+    elif type(module).__module__.startswith("torch.nn."):
+        # It keeps numbers beside its tensors that nobody would change.
+        raise UserError(f"{key}: the width of a {type(module).__name__} cannot be read from a state dict")
+    else:
+        return
+    if shape[fixed] != was[fixed]:
+        raise UserError(f"{key} has shape {list(shape)} in the checkpoint and {list(was)} in the network")
+
+
+def depthwise(module: nn.Module) -> bool:
+    """Whether a convolution has one filter for every channel."""
+    return isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels == module.out_channels
+
+
+def _empty(old: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An uninitialised tensor of `shape` that is in all else like `old`."""
+    last = old.dim() == 4 and not old.is_contiguous() and old.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    fresh = torch.empty(shape, dtype=old.dtype, device=old.device, memory_format=layout)
+    return nn.Parameter(fresh, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else fresh
+
+
+def _tell(module: Any, name: str) -> None:
+    """Makes the numbers that a layer keeps beside its tensors agree with them: forward and repr read these."""
+    shape = tuple(getattr(module, name).shape)
+    if isinstance(module, _ConvNd) and name == "weight":
         if module.groups > 1:
-            # A depthwise layer loses whole groups; one input channel a group stays one.
-            per_group = old.shape[1]
-            if shape[1] != per_group:
-                raise UserError(f"{prefix}: a grouped convolution's channels per group cannot change")
-            module.groups = module.groups * shape[0] // old.shape[0]
+            module.groups = shape[0]
         module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
-    elif isinstance(module, nn.Linear):
+    elif isinstance(module, nn.Linear) and name == "weight":
         module.out_features, module.in_features = shape
-    elif isinstance(module, _BatchNorm):
-        module.num_features = shape[0]
+    elif isinstance(module, _NormBase):
+        module.num_features = shape[0] if shape else module.num_features
     elif isinstance(module, nn.LayerNorm):
         module.normalized_shape = shape
-    elif name == "weight":
-        raise UserError(f"{prefix}: the width of a {type(module).__name__} cannot be read from a state dict")

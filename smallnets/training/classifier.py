@@ -1,5 +1,6 @@
 """`Classifier`: the one LightningModule, which wraps any network that takes images and returns logits."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import lightning as L
@@ -17,6 +18,7 @@ from smallnets.errors import UserError
 from smallnets.models.spec import spec_of
 from smallnets.optim import param_groups, with_warmup
 from smallnets.results.load import CHECKPOINT_KEY, load
+from smallnets.surgery import fit_widths
 from smallnets.training.distill import distillation_loss
 from smallnets.training.mixing import cutmix, mixup
 from smallnets.training.sums import Sums
@@ -269,6 +271,16 @@ class Classifier(L.LightningModule):
             "classes": [str(c) for c in getattr(data, "classes", None) or []],
             "train_sums": list(self.train_sums.reduced(self._sum_over_ranks)),
         }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads a state after giving `net` its widths: the network of a resumed run may have lost channels.
+
+        Lightning restores a module before DDP wraps it and before its optimizers are built. Raises UserError when the
+        state is of another network.
+        """
+        state = {key.removeprefix("net."): value for key, value in state_dict.items() if key.startswith("net.")}
+        fit_widths(self.net, state, strict)
+        return super().load_state_dict(state_dict, strict, assign)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         sums = checkpoint.get(CHECKPOINT_KEY, {}).get("train_sums")
