@@ -15,8 +15,8 @@ import torchvision
 from jsonargparse import ArgumentParser
 from PIL import Image
 
+from smallnets.data import CIFAR10, CIFAR100, MNIST, Digits, ImageData, ImageFolder, ImageNet64
 from smallnets.data.loader import Place
-from smallnets.data.modules import CIFAR10, CIFAR100, MNIST, Digits, ImageData, ImageFolder, ImageNet64
 from smallnets.errors import RunError, UserError
 
 Published = dict[str, np.ndarray]

@@ -9,7 +9,8 @@ from typing import Any
 
 MODULES = ("CIFAR10", "CIFAR100", "Digits", "ImageFolder", "ImageNet64", "MNIST")
 _LAZY = {
-    **dict.fromkeys((*MODULES, "ImageData"), "smallnets.data.modules"),
+    **dict.fromkeys(MODULES, "smallnets.data.sets"),
+    "ImageData": "smallnets.data.modules",
     "Arrays": "smallnets.data.arrays",
     "BatchLoader": "smallnets.data.loader",
     "Place": "smallnets.data.loader",

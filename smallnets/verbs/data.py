@@ -62,7 +62,7 @@ def _module(options: argparse.Namespace, **more: Any) -> "ImageData":
         near = get_close_matches(options.name, MODULES, n=2, cutoff=0.4)
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"smallnets data: there is no set {options.name!r}{meant}\nallowed: {', '.join(MODULES)}")
-    from smallnets.data import modules  # imports torch and Lightning, which takes seconds
+    from smallnets.data import sets  # imports torch and Lightning, which takes seconds
 
     more |= {"root": options.root, "split_seed": options.split_seed}
     for option, owners in (("image_size", ("Digits", "ImageFolder")), ("cache", ("ImageNet64",))):
@@ -71,7 +71,7 @@ def _module(options: argparse.Namespace, **more: Any) -> "ImageData":
             raise UserError(f"--{option} is for {' and '.join(owners)}, not for {options.name}")
         if value is not None:
             more[option] = value
-    return getattr(modules, options.name)(**more)
+    return getattr(sets, options.name)(**more)
 
 
 def _fetch(options: argparse.Namespace) -> int:
