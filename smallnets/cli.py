@@ -23,6 +23,7 @@ VERBS = {
     "models": "every named network with its exact parameters and MACs (--json)",
     "summary": "one configured network layer by layer, against a budget (--json)",
     "data": "fetch, verify or show a data set",
+    "bench": "how fast the parts are here, beside what they are compared with (--json)",
 }
 
 

@@ -135,7 +135,8 @@ class BatchLoader:
             self._epoch, self._next = (epoch, batch + 1) if batch + 1 < len(self) else (epoch + 1, 0)
             chosen = order[self.share(batch)]
             place = Place(epoch, batch, self.rank, self.world_size) if self.train else None
-            yield self.images[chosen], self.labels[chosen], place
+            # Whole images are copied; indexing with brackets would gather pixel by pixel, twenty times slower on a CPU.
+            yield self.images.index_select(0, chosen), self.labels.index_select(0, chosen), place
 
     def _signature(self) -> dict[str, int]:
         """What the meaning of a place within an epoch depends on."""

@@ -1,0 +1,13 @@
+"""The speed of this package beside what it is compared with; a part a file, each with `measure(settings) -> rows`.
+
+Measurements, not tests: they say how long something took here and now, beside what it is compared with, in one process
+and by turns, so that what else the machine does meets both sides alike. Nothing here is imported by any other room.
+"""
+
+PARTS = {
+    "pipeline": "augmentation and normalisation of batches, against torchvision on PIL images",
+    "fit": "a training step in Trainer.fit, against a loop by hand and against the usual stack",
+    "overhead": "what Lightning adds to a step that has nearly nothing to compute",
+    "adabound": "an AdaBound step, against its package and torch's Adam",
+    "startup": "--help, and the time to the first training step",
+}

@@ -1,0 +1,184 @@
+"""The same training three ways: by hand, by `Classifier` in `Trainer.fit`, and by the usual stack."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Generator, Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassAccuracy
+
+from smallnets.bench.images import CLASSES, Batches, RandomImages
+from smallnets.bench.timing import clock
+from smallnets.data.augment import apply_all, normalise
+from smallnets.data.modules import Specs
+from smallnets.data.seeds import STREAM_AUGMENT, mix
+from smallnets.training import Classifier
+
+
+def make_optimizer(parameters: Any) -> Optimizer:
+    """SGD with Nesterov's momentum, as in the recipes, at a rate at which random labels do no harm."""
+    return SGD(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
+
+
+def make_schedule(optimizer: Optimizer) -> CosineAnnealingLR:
+    """Half a cosine over ten epochs."""
+    return CosineAnnealingLR(optimizer, T_max=10)
+
+
+@dataclass(frozen=True)
+class Work:
+    """An epoch of `warm` steps that are not timed and `steps` that are.
+
+    Every way of doing it takes the network as it is, trains it in place and returns the seconds of one timed step. The
+    clock runs from the end of the last warm step to the end of the epoch, its logging and its schedule included.
+    """
+
+    device: torch.device
+    warm: int
+    steps: int
+    batch_size: int = 128
+    image_size: int = 32
+    augment: Specs = ()
+
+    @cached_property
+    def batches(self) -> Batches:
+        """What the loop by hand reads."""
+        return Batches(self.device, self.warm + self.steps, self.batch_size, self.image_size, self.augment)
+
+    @cached_property
+    def data(self) -> RandomImages:
+        """What `Trainer.fit` reads: the same images in the same order, augmented alike."""
+        return RandomImages(self.warm + self.steps, self.batch_size, self.image_size, self.augment)
+
+    def by_hand(self, net: nn.Module) -> float:
+        """The limit: what must be done to train, and nothing else. Neither loss nor accuracy is kept."""
+        batches, start = self.batches, 0.0
+        net = net.to(self.device).train()
+        optimizer = make_optimizer(net.parameters())
+        schedule = make_schedule(optimizer)
+        for number, (images, labels, place) in enumerate(batches.loader(), 1):
+            generator = Generator(self.device).manual_seed(mix(0, STREAM_AUGMENT, *place))  # type: ignore[misc]
+            images = normalise(apply_all(batches.augmentations, images, generator), *batches.constants)
+            optimizer.zero_grad()
+            cross_entropy(net(images), labels).backward()
+            optimizer.step()
+            if number == self.warm:
+                start = clock(self.device)
+        schedule.step()
+        return (clock(self.device) - start) / self.steps
+
+    def by_trainer(self, net: nn.Module, *callbacks: Callback) -> float:
+        """`Classifier` on an `ImageData`, with no logger."""
+        return self._fit(Classifier(net, make_optimizer, make_schedule), callbacks, datamodule=self.data)
+
+    def by_module(self, module: L.LightningModule) -> float:
+        """Another LightningModule on the same `ImageData`: what is Lightning's own cost, and what the module's."""
+        return self._fit(module, (), datamodule=self.data)
+
+    def by_usual_stack(self, net: nn.Module, dataset: Any) -> float:
+        """`Usual` on a DataLoader over `dataset`, in this process."""
+        pinned = self.device.type == "cuda"
+        loader: Any = DataLoader(dataset, self.batch_size, shuffle=True, num_workers=0, pin_memory=pinned)
+        return self._fit(Usual(net), (), train_dataloaders=loader)
+
+    def _fit(self, module: L.LightningModule, callbacks: tuple[Callback, ...], **data: Any) -> float:
+        stopwatch = Stopwatch(self.device, self.warm)
+        with quiet():
+            trainer = L.Trainer(
+                accelerator="gpu" if self.device.type == "cuda" else "cpu",
+                devices=1,
+                max_epochs=1,
+                limit_val_batches=0,
+                num_sanity_val_steps=0,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                callbacks=[*callbacks, stopwatch],
+            )
+            trainer.fit(module, **data)
+        return stopwatch.seconds / self.steps
+
+
+class Stopwatch(Callback):
+    """`seconds` from the end of step `warm`, counted from 1, to the end of training."""
+
+    def __init__(self, device: torch.device, warm: int) -> None:
+        self.device, self.warm = device, warm
+        self.seconds = self._start = 0.0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx + 1 == self.warm:
+            self._start = clock(self.device)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seconds = clock(self.device) - self._start
+
+
+class Plain(L.LightningModule):
+    """The least that Lightning can train: a loss, an optimizer and its schedule; nothing is kept or logged."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        return cross_entropy(self.net(images), labels)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = make_optimizer(self.net.parameters())
+        return {"optimizer": optimizer, "lr_scheduler": make_schedule(optimizer)}
+
+
+class Usual(Plain):
+    """A LightningModule as tutorials write it: a metric object updated, and two figures logged, in every step."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net)
+        self.accuracy = MulticlassAccuracy(CLASSES, average="micro")
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        logits = self.net(images)
+        loss = cross_entropy(logits, labels)
+        self.accuracy.update(logits, labels)
+        self.log("train/loss", loss)
+        self.log("train/accuracy", self.accuracy, on_step=False, on_epoch=True)
+        return loss
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Lightning's notes and warnings, which are about runs that are meant to be kept."""
+    levels = {name: logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for name in levels:
+                logging.getLogger(name).setLevel(logging.ERROR)
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def fresh(make: Callable[[], nn.Module]) -> nn.Module:
+    """A new network with the same weights every time; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make()
