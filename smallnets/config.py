@@ -69,7 +69,7 @@ def _expand_scheduler(name: str) -> dict[str, Any]:
     from torch.optim.lr_scheduler import LRScheduler
 
     module = "torch.optim.lr_scheduler"
-    paths = {n: module for n in _subclasses(module, LRScheduler)}
+    paths = dict.fromkeys(_subclasses(module, LRScheduler), module)
     # Lightning's form of this one says which figure it watches (`monitor`).
     return _among("schedule", {**paths, "ReduceLROnPlateau": "lightning.pytorch.cli"}, name)
 

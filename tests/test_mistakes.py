@@ -46,7 +46,7 @@ MISTAKES = {
     "pickle": (["--ckpt_path=pickle.ckpt"], 2, "pickle.ckpt holds pickled objects"),
     "foreign": (["--ckpt_path=foreign.ckpt"], 2, "foreign.ckpt is not a checkpoint of smallnets"),
     "teacher": (["--model.teacher=nofile"], 2, "no checkpoint at nofile"),
-    "missing data": (["--data=CIFAR10", "--data.root=void", "--data.download=false"], 1, "void/.* is missing. Set --data.root"),
+    "missing data": (["--data=CIFAR10", "--data.root=void", "--data.download=false"], 1, "void/.* is missing. Set"),
 }
 
 

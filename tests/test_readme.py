@@ -49,7 +49,8 @@ def test_every_command_runs(clone, capsys, monkeypatch):
                 continue
             arguments.append(f"--data.root={CIFAR}")
             if arguments[0] == "fit":
-                arguments += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2", "--trainer.max_epochs=1"]
+                short = ("limit_train_batches=2", "limit_val_batches=2", "max_epochs=1")
+                arguments += [f"--trainer.{option}" for option in short]
         if arguments[0] in ("fit", "test", "predict"):
             arguments.append("--trainer.accelerator=cpu")
         assert main(arguments) == 0, f"{line}\n{capsys.readouterr().err}"

@@ -11,7 +11,8 @@ pytestmark = pytest.mark.filterwarnings("default::smallnets.callbacks.HealthWarn
 
 def test_curves_rate_images_graph_and_hyperparameters(here, tiny):
     command = [a for a in tiny("fit", "--name=one", "--data.augment=[flip]") if not a.startswith("--look.graph")]
-    assert main([*command, "--model.scheduler=StepLR", "--model.scheduler.step_size=1", "--model.scheduler.gamma=0.5"]) == 0
+    halved = ["--model.scheduler=StepLR", "--model.scheduler.step_size=1", "--model.scheduler.gamma=0.5"]
+    assert main([*command, *halved]) == 0
     folder = here / "lightning_logs/one/run-1"
     events = EventAccumulator(str(folder))
     events.Reload()
