@@ -9,7 +9,7 @@ Law: scoring leaves weights, buffers, gradients, `requires_grad`, modes and torc
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from smallnets.errors import UserError
-from smallnets.pruning.masks import Masks, plain
+from smallnets.pruning.masks import Masks
+from smallnets.pruning.prunable import plain
 from smallnets.pruning.select import kept_of, select
 
 Scores = dict[str, Tensor]
@@ -75,7 +76,8 @@ def grasp(
     with _differentiable(net, masks) as (weights, forward):
 
         def gradients(images: Tensor, targets: Tensor, share: float, graph: bool) -> list[Tensor]:
-            value = loss(forward(images) / temperature, targets) * share
+            logits = forward(images)
+            value = loss(logits / temperature, targets.to(logits.device)) * share
             return _grad(value, weights, create_graph=graph)
 
         first = [torch.zeros_like(weight) for weight in weights.values()]
@@ -131,9 +133,7 @@ def synflow(
     return masks
 
 
-def synflow_scores(
-    net: nn.Module, masks: Masks | None = None, in_channels: int = 3, image_size: int = 32
-) -> Scores:
+def synflow_scores(net: nn.Module, masks: Masks | None = None, in_channels: int = 3, image_size: int = 32) -> Scores:
     """One round's scores of `synflow`, in double precision; weights that `masks` has removed count as 0."""
     net = plain(net)
     masks = Masks.dense(net) if masks is None else masks
@@ -141,7 +141,9 @@ def synflow_scores(
     with _modes(net), torch.inference_mode(False), torch.enable_grad():
         net.eval()
         state = {name: _absolute(value) for name, value in _tensors(net).items()}
-        weights = {name: (state[name] * masks[name].to(weight.device)).requires_grad_() for name, weight in named.items()}
+        weights = {
+            name: (state[name] * masks[name].to(weight.device)).requires_grad_() for name, weight in named.items()
+        }
         like = next(iter(weights.values()))
         image = torch.ones(1, in_channels, image_size, image_size, dtype=torch.float64, device=like.device)
         flow = functional_call(net, {**state, **weights}, (image,)).sum()
@@ -198,7 +200,8 @@ def _gradients(net: nn.Module, batches: Batches, loss: Loss, masks: Masks | None
     with _differentiable(net, masks) as (weights, forward):
         total = [torch.zeros_like(weight) for weight in weights.values()]
         for images, targets, share in parts:
-            torch._foreach_add_(total, _grad(loss(forward(images), targets) * share, weights))
+            logits = forward(images)
+            torch._foreach_add_(total, _grad(loss(logits, targets.to(logits.device)) * share, weights))
     return dict(zip(weights, total, strict=True))
 
 
@@ -218,8 +221,12 @@ def _differentiable(net: nn.Module, masks: Masks | None) -> Iterator[tuple[Score
     named = _weights(net, masks)
     cuda = sorted({weight.device.index for weight in named.values() if weight.is_cuda})
     # Fused attention has no second derivative.
-    with _modes(net), torch.random.fork_rng(cuda), torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(
-        SDPBackend.MATH
+    with (
+        _modes(net),
+        torch.random.fork_rng(cuda),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        sdpa_kernel(SDPBackend.MATH),
     ):
         torch.manual_seed(0)  # dropout draws alike on every rank
         state = {name: value.detach().clone() for name, value in _tensors(net).items()}
@@ -235,10 +242,12 @@ def _absolute(value: Tensor) -> Tensor:
     return value.detach().double().abs() if value.is_floating_point() else value.detach().clone()
 
 
-def _grad(value: Tensor, weights: Mapping[str, Tensor], create_graph: bool = False) -> Sequence[Tensor]:
+def _grad(value: Tensor, weights: Scores, create_graph: bool = False) -> list[Tensor]:
     """Zero for weights that the value does not depend on."""
-    grads = torch.autograd.grad(value, list(weights.values()), create_graph=create_graph, materialize_grads=True)
-    return list(grads)
+    leaves = list(weights.values())
+    if not value.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    return list(torch.autograd.grad(value, leaves, create_graph=create_graph, materialize_grads=True))
 
 
 @contextmanager

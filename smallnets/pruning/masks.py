@@ -3,20 +3,13 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.parameter import UninitializedParameter
 
 from smallnets.errors import RunError, UserError
-
-_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
-_NEVER = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
-# Learned tensors that are added to the activations like a bias, whatever their number of dimensions.
-_ADDED = ("pos_embed", "position", "cls_token", "class_token")
+from smallnets.pruning.prunable import matched, plain, prunable
 
 
 @dataclass(frozen=True)
@@ -41,7 +34,8 @@ class Masks(Mapping[str, Tensor]):
 
     Laws:
         - After `apply_(net)` each masked weight is exactly 0.0 (of either sign) and each kept one is what it was,
-          bitwise. Each of the three `apply` methods is one operation for all layers together.
+          bitwise. Each of the three `apply` methods is one operation for all layers together (the first
+          call on a device prepares it).
         - Counts are exact. Masks equal each other by their names and bits, whatever the device and the order.
         - They survive `copy.deepcopy`, pickling and `from_state_dict(state_dict())` unchanged, and no later change of
           a tensor that was given or taken out changes them.
@@ -59,14 +53,16 @@ class Masks(Mapping[str, Tensor]):
             raise UserError("masks need at least one layer")
         for name, mask in masks.items():
             if mask.dtype != torch.bool or not mask.numel():
-                raise UserError(f"the mask of {name} must be a bool tensor with entries, got {mask.dtype} of {_sizes(mask)}")
+                raise UserError(
+                    f"the mask of {name} must be a bool tensor with entries, got {mask.dtype} of {_sizes(mask)}"
+                )
         self._masks = {name: mask.detach().clone(memory_format=torch.contiguous_format) for name, mask in masks.items()}
-        counts = torch.stack([mask.count_nonzero().cpu() for mask in self._masks.values()]).tolist()
+        counts = _numbers([mask.count_nonzero() for mask in self._masks.values()])
         self._layers = tuple(
             LayerDensity(name, kept, mask.numel())
             for (name, mask), kept in zip(self._masks.items(), counts, strict=True)
         )
-        self._factors: dict[str, Tensor] = {}
+        self._factors: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
     @classmethod
     def dense(cls, net: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] = ()) -> "Masks":
@@ -85,9 +81,9 @@ class Masks(Mapping[str, Tensor]):
                 (`torch.nn.utils.prune`, parametrizations).
         """
         net = plain(net)
-        allowed, usual = _prunable(net)
-        taken = usual if include is None else _matched(net, allowed, include, "include")
-        left_out = set(_matched(net, taken, exclude, "exclude"))
+        allowed, usual = prunable(net)
+        taken = usual if include is None else matched(net, allowed, include, "include")
+        left_out = set(matched(net, taken, exclude, "exclude"))
         names = [name for name in taken if name not in left_out]
         if not names:
             raise UserError(f"{type(net).__name__} has no weights to mask with include={include}, exclude={exclude}")
@@ -111,8 +107,6 @@ class Masks(Mapping[str, Tensor]):
         return self._masks.keys() == other._masks.keys() and all(
             torch.equal(mask, other._masks[name].to(mask.device)) for name, mask in self._masks.items()
         )
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __and__(self, other: "Masks") -> "Masks":
         """What both keep; UserError unless they have the same layers in the same shapes."""
@@ -184,10 +178,13 @@ class Masks(Mapping[str, Tensor]):
 
     def check(self, net: nn.Module) -> None:
         """RunError, with the layer and how many, if a masked weight of `net` is anything else than 0.0."""
-        weights = self.weights(net)
         with torch.no_grad():
-            wrong = [(weight != 0)[~self._on(name, weight)].count_nonzero() for name, weight in weights.items()]
-            counts = torch.stack([count.cpu() for count in wrong]).tolist()  # the one wait for the device
+            counts = _numbers(
+                [
+                    ((weight != 0) & (self._factor(name, weight) == 0)).count_nonzero()
+                    for name, weight in self.weights(net).items()
+                ]
+            )
         for layer, count in zip(self._layers, counts, strict=True):
             if count:
                 layers = sum(1 for each in counts if each)
@@ -253,81 +250,15 @@ class Masks(Mapping[str, Tensor]):
 
     def _factor(self, name: str, like: Tensor) -> Tensor:
         """1 and 0 in the precision and place of `like`: of another dtype, a GPU would take one kernel a layer."""
-        factor = self._factors.get(name)
-        if factor is None or factor.dtype != like.dtype or factor.device != like.device:
-            factor = torch.empty_like(like, memory_format=torch.preserve_format).copy_(self._masks[name])
-            self._factors[name] = factor
-        return factor
-
-    def _on(self, name: str, like: Tensor) -> Tensor:
-        return self._masks[name].to(like.device)
+        key = name, like.dtype, like.device
+        if key not in self._factors:
+            self._factors[key] = torch.empty_like(like).copy_(self._masks[name])
+        return self._factors[key]
 
 
-def plain(net: nn.Module) -> nn.Module:
-    """The network itself, where `torch.compile` has wrapped it."""
-    return getattr(net, "_orig_mod", net)
-
-
-def _prunable(net: nn.Module) -> tuple[dict[str, nn.Parameter], list[str]]:
-    """All parameters that may have a mask, by name, and the names of those that have one by default."""
-    never = {
-        id(parameter)
-        for module in net.modules()
-        if isinstance(module, _NEVER) or "Norm" in type(module).__name__
-        for parameter in module.parameters(recurse=False)
-    }
-    allowed: dict[str, nn.Parameter] = {}
-    usual = []
-    for path, module in net.named_modules():
-        weighted = isinstance(module, _WEIGHTED)
-        if weighted and "weight" not in module._parameters:
-            raise UserError(
-                f"{path or type(module).__name__}: its weight is computed from other tensors (torch.nn.utils.prune or a"
-                " parametrization); make it a plain parameter first"
-            )
-        for last, parameter in module._parameters.items():
-            name = f"{path}.{last}" if path else last
-            if isinstance(parameter, UninitializedParameter):
-                raise UserError(f"{name} has no shape yet: run the network once before it gets masks")
-            if (
-                parameter is None
-                or id(parameter) in never
-                or parameter.dim() < 2
-                or not parameter.numel()
-                or last == "bias"
-                or last.endswith("_bias")
-                or any(word in last for word in _ADDED)
-            ):
-                continue
-            never.add(id(parameter))  # a tensor that two layers share has one mask, under its first name
-            allowed[name] = parameter
-            if weighted:
-                usual.append(name)
-    return allowed, usual
-
-
-def _matched(net: nn.Module, names: Any, patterns: Sequence[str], what: str) -> list[str]:
-    """Those of `names` that one of the patterns matches, in their own order; each pattern must match something."""
-    if isinstance(patterns, str):
-        raise UserError(f"{what} takes a list of patterns, got the string {patterns!r}")
-    found: set[str] = set()
-    for pattern in patterns:
-        matches = {name for name in names if _fits(name, pattern)}
-        if not matches:
-            every = [name for name, _ in net.named_parameters()]
-            other = next((name for name in every if _fits(name, pattern)), None)
-            raise UserError(
-                f"{what} pattern {pattern!r} matches none of the {len(names)} weights of {type(net).__name__} that can"
-                f" be chosen ({', '.join(list(names)[:3])}, ...)"
-                + (f"; {other} is not one of them" if other else "")
-            )
-        found |= matches
-    return [name for name in names if name in found]
-
-
-def _fits(name: str, pattern: str) -> bool:
-    layer = name.rpartition(".")[0]
-    return name == pattern or layer == pattern or fnmatchcase(name, pattern) or fnmatchcase(layer, pattern)
+def _numbers(counts: Sequence[Tensor]) -> list[int]:
+    """With one wait for the device."""
+    return torch.stack([count.to(counts[0].device) for count in counts]).tolist()
 
 
 def _packed(mask: Tensor) -> Tensor:

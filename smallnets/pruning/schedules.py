@@ -1,7 +1,7 @@
 """Pruning schedules: the density as a pure function of the training step.
 
-Times are written with their unit: `500it` is 500 optimizer steps, `2ep` two epochs. "At step s" means: after s optimizer
-steps have been taken and before the next, so `0it` is before training and the run's length is after it.
+Times are written with their unit: `500it` is 500 optimizer steps, `2ep` two epochs. "At step s" means: after s
+optimizer steps have been taken and before the next, so `0it` is before training and the run's length is after it.
 """
 
 import math
@@ -70,9 +70,9 @@ class OneShot:
 
 @dataclass(frozen=True)
 class Ramp:
-    """From `initial` at `start` to `final` at `end`, in rounds: a new value every `every`, the last one at `end`.
+    """1 before `start`, `initial` there, `final` from `end` on; between them a new value every `every`.
 
-    With x = (time of the last round - start) / (end - start), exactly `initial` at x = 0 and `final` at x = 1:
+    With x = (time of the latest round - start) / (end - start), exactly `initial` at x = 0 and `final` at x = 1:
 
     - linear: initial + (final - initial) x
     - geometric: initial (final / initial)^x: each round keeps the same share of what was left
@@ -108,12 +108,14 @@ class Ramp:
     def density_at(self, step: int, steps_per_epoch: int | None = None) -> float:
         """Share kept after `step` optimizer steps; `steps_per_epoch` is needed if times are in epochs."""
         start, end, every = self._steps(steps_per_epoch)
+        if step < start:
+            return 1.0
         if step >= end:
             return self.final
-        rounds = max(0, step - start) // every
-        if rounds == 0:
-            return self.initial
+        rounds = (step - start) // every
         x = rounds * every / (end - start)
+        if x == 0:
+            return self.initial
         if self.curve == "linear":
             return self.initial + (self.final - self.initial) * x
         if self.curve == "geometric":

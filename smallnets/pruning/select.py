@@ -1,12 +1,11 @@
 """From scores to masks, by exact counts.
 
-How many weights are kept is settled first, as whole numbers; which ones is a choice of indices, never of a threshold, so
-that ties change nothing. All arithmetic on densities is that of the decimals one writes: 0.2 of 100 is 20.
+How many weights are kept is settled first, as whole numbers; which ones is a choice of indices, never of a threshold,
+so that ties change nothing. All arithmetic on densities is that of the decimals one writes: 0.2 of 100 is 20.
 """
 
 import math
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Literal, get_args
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from smallnets.errors import UserError
 from smallnets.pruning.masks import Masks
+from smallnets.pruning.prunable import fits
 
 Scope = Literal["global", "layer"]
 
@@ -83,7 +83,7 @@ def select(
         if densities not in (None, "uniform", "erk"):
             raise UserError(f"densities must be 'uniform', 'erk' or a mapping, got {densities!r}")
         shares = {name: sum(each.shape) for name, each in scores.items()} if densities == "erk" else totals
-        counts = apportion(target, shares, {name: floor for name in have}, have)
+        counts = apportion(target, shares, dict.fromkeys(have, floor), have)
     return Masks({name: _best(scores[name], alive[name], counts[name]) for name in scores})
 
 
@@ -154,7 +154,9 @@ def _alive(scores: Mapping[str, Tensor], masks: Masks | None) -> dict[str, Tenso
     if not scores:
         raise UserError("there are no scores to select by")
     if masks is not None and (differing := masks.keys() ^ scores.keys()):
-        raise UserError(f"scores and masks have different layers: {', '.join(sorted(differing)[:3])} in only one of them")
+        raise UserError(
+            f"scores and masks have different layers: {', '.join(sorted(differing)[:3])} in only one of them"
+        )
     alive = {}
     for name, each in scores.items():
         if not each.numel():
@@ -198,7 +200,7 @@ def _own_counts(
     owner: dict[str, str] = {}
     counts = {}
     for pattern, density in densities.items():
-        matched = [name for name in totals if _fits(name, pattern)]
+        matched = [name for name in totals if fits(name, pattern)]
         if not matched:
             raise UserError(f"densities: {pattern!r} matches none of the layers ({', '.join(list(totals)[:3])}, ...)")
         for name in matched:
@@ -214,11 +216,6 @@ def _own_counts(
     if missing := [name for name in totals if name not in owner]:
         raise UserError(f"densities: none given for {', '.join(missing[:3])}")
     return counts
-
-
-def _fits(name: str, pattern: str) -> bool:
-    layer = name.rpartition(".")[0]
-    return pattern in (name, layer) or fnmatchcase(name, pattern) or fnmatchcase(layer, pattern)
 
 
 def _ranked(scores: Tensor, alive: Tensor) -> Tensor:
