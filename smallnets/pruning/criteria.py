@@ -72,12 +72,11 @@ def grasp(
     """
     if not temperature > 0:
         raise UserError(f"temperature must be above 0, got {temperature}")
-    parts = _listed(batches)
     with _differentiable(net, masks) as (weights, forward):
+        parts = _listed(batches, weights)
 
         def gradients(images: Tensor, targets: Tensor, share: float, graph: bool) -> list[Tensor]:
-            logits = forward(images)
-            value = loss(logits / temperature, targets.to(logits.device)) * share
+            value = loss(forward(images) / temperature, targets) * share
             return _grad(value, weights, create_graph=graph)
 
         first = [torch.zeros_like(weight) for weight in weights.values()]
@@ -196,22 +195,27 @@ def _weights(net: nn.Module, masks: Masks | None) -> dict[str, Tensor]:
 
 
 def _gradients(net: nn.Module, batches: Batches, loss: Loss, masks: Masks | None) -> Scores:
-    parts = _listed(batches)
     with _differentiable(net, masks) as (weights, forward):
+        parts = _listed(batches, weights)
         total = [torch.zeros_like(weight) for weight in weights.values()]
         for images, targets, share in parts:
-            logits = forward(images)
-            torch._foreach_add_(total, _grad(loss(logits, targets.to(logits.device)) * share, weights))
+            torch._foreach_add_(total, _grad(loss(forward(images), targets) * share, weights))
     return dict(zip(weights, total, strict=True))
 
 
-def _listed(batches: Batches) -> list[tuple[Tensor, Tensor, float]]:
-    """The batches, each with its share of all images."""
-    listed = [(images, targets) for images, targets in batches]
-    images = sum(len(each) for each, _ in listed)
-    if not images:
+def _listed(batches: Batches, weights: Scores) -> list[tuple[Tensor, Tensor, float]]:
+    """The batches on the weights' device, each with its share of all images."""
+    device = next(iter(weights.values())).device
+    listed = [(_usable(images, device), _usable(targets, device)) for images, targets in batches]
+    total = sum(len(images) for images, _ in listed)
+    if not total:
         raise UserError("this criterion needs at least one batch of (images, targets)")
-    return [(each, targets, len(each) / images) for each, targets in listed]
+    return [(images, targets, len(images) / total) for images, targets in listed]
+
+
+def _usable(tensor: Tensor, device: torch.device) -> Tensor:
+    # Gradients cannot pass through a tensor that was made in inference mode.
+    return tensor.to(device).clone() if tensor.is_inference() else tensor.to(device)
 
 
 @contextmanager
@@ -228,10 +232,12 @@ def _differentiable(net: nn.Module, masks: Masks | None) -> Iterator[tuple[Score
         torch.enable_grad(),
         sdpa_kernel(SDPBackend.MATH),
     ):
-        torch.manual_seed(0)  # dropout draws alike on every rank
+        # Dropout draws alike on every rank. Not torch.manual_seed: it reaches devices that are not put back.
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[index] for index in cuda)):
+            generator.manual_seed(0)
         state = {name: value.detach().clone() for name, value in _tensors(net).items()}
         weights = {name: state[name].requires_grad_() for name in named}
-        yield weights, lambda images: functional_call(net, state, (images.to(next(iter(weights.values())).device),))
+        yield weights, lambda images: functional_call(net, state, (images,))
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:
