@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch.utils.data import DataLoader, TensorDataset
 
 import smallnets
 from smallnets.cli import main
@@ -215,3 +216,38 @@ def test_the_best_checkpoint_is_the_latest_of_equals_and_of_a_validated_epoch(he
     assert main(run) == 0
     best = torch.load(here / "lightning_logs/one/run-1/checkpoints/best.ckpt", weights_only=True)
     assert best["epoch"] == 3
+
+
+@pytest.mark.parametrize("off", ["--trainer.logger=false", "--trainer.enable_checkpointing=false"])
+def test_a_run_without_loggers_or_checkpoints_still_leaves_its_row(off, here, tiny):
+    assert main(tiny("fit", "--name=one", off)) == 0
+    folder = here / "lightning_logs/one/run-1"
+    assert read_row(folder)["status"] == "finished"
+    assert (folder / "metrics.csv").exists() == ("logger" not in off)
+    assert (folder / "checkpoints/best.ckpt").exists() == ("logger" in off)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:The number of training batches")
+def test_a_trainer_of_ones_own_without_a_data_module(tmp_path):
+    """As in a notebook: plain loaders, the record and health as callbacks, a checkpoint that loads."""
+    import lightning as L
+
+    from smallnets.callbacks import Health
+    from smallnets.callbacks.record import RunRecord
+    from smallnets.models import lenet_12
+    from smallnets.training import Classifier
+
+    torch.manual_seed(0)
+    images, labels = torch.randn(64, 1, 8, 8), torch.arange(64) % 10
+    batches = DataLoader(TensorDataset(images, labels), batch_size=16)
+    net = lenet_12(in_channels=1, image_size=8)
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[Health(), RunRecord(tmp_path / "run")],
+    )  # fmt: skip
+    trainer.fit(Classifier(net), batches, batches)
+    trainer.save_checkpoint(tmp_path / "mine.ckpt")
+    same = smallnets.load(tmp_path / "mine.ckpt")
+    assert torch.equal(same(images), net.eval()(images))
+    row = read_row(tmp_path / "run")
+    assert (row["net"], row["parameters"], row["data"], row["status"]) == ("lenet_12", 910, None, "finished")

@@ -127,7 +127,7 @@ class RunRecord(Callback):
             "run": self._folder.name,
             "status": status,
             "error": error,
-            **describe(trainer, module, trainer.datamodule),  # type: ignore[attr-defined]
+            **describe(trainer, module, getattr(trainer, "datamodule", None)),
             **self._figures(trainer),
             "config_digest": config_digest(self._config),
             "git": git_state(),
@@ -191,7 +191,10 @@ def unfinished_row(folder: Path, trainer: L.Trainer, module: L.LightningModule, 
 def describe(trainer: L.Trainer, module: L.LightningModule, data: Any) -> dict[str, Any]:
     """What a row says of the network, the data and the machine."""
     net = cast(nn.Module, module.net)
-    counts = count(net, image_size=data.image_size, in_channels=data.in_channels)
+    # In a script of one's own the images may come without a data module; then the network says what it was built for.
+    image_size = int(getattr(data, "image_size", None) or getattr(net, "image_size", None) or 32)
+    in_channels = int(getattr(data, "in_channels", None) or getattr(net, "in_channels", None) or 3)
+    counts = count(net, image_size=image_size, in_channels=in_channels)
     device = module.device
     return {
         "net": name_of(net),
@@ -199,12 +202,12 @@ def describe(trainer: L.Trainer, module: L.LightningModule, data: Any) -> dict[s
         "nonzero_parameters": counts.nonzero_parameters,
         "macs": counts.macs,
         "bytes": counts.bytes,
-        "data": data.name,
+        "data": getattr(data, "name", None),
         "data_digest": getattr(data, "digest", None),
-        "num_classes": data.num_classes,
-        "batch_size": data.batch_size,
+        "num_classes": getattr(data, "num_classes", None) or getattr(net, "num_classes", None),
+        "batch_size": getattr(data, "batch_size", None),
         "seed": global_seed(),
-        "split_seed": data.split_seed,
+        "split_seed": getattr(data, "split_seed", None),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "world_size": trainer.world_size,
         "precision": str(trainer.precision),

@@ -15,11 +15,15 @@ from smallnets.training.epoch_lines import EpochLines
 
 
 def fit_callbacks(options: Namespace, folder: RunFolder | None, config: dict[str, Any]) -> list[Callback]:
-    """Health always; with a folder also TensorBoard's images and graph, the record, and the checkpoints."""
+    """Health always; with a folder the record and, unless switched off, TensorBoard's images and the checkpoints."""
     callbacks: list[Callback] = [options.health]
-    if folder is not None:
+    if folder is None:
+        return callbacks
+    if options.trainer.logger is not False:
         options.look.config = config
-        callbacks += [LearningRateMonitor(logging_interval="epoch"), options.look, RunRecord(folder.path, config)]
+        callbacks += [LearningRateMonitor(logging_interval="epoch"), options.look]
+    callbacks.append(RunRecord(folder.path, config))
+    if options.trainer.enable_checkpointing is not False:
         callbacks += run_checkpoints(folder.checkpoints, options.checkpoint_every)
     return callbacks
 
