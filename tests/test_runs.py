@@ -251,3 +251,48 @@ def test_a_trainer_of_ones_own_without_a_data_module(tmp_path):
     assert torch.equal(same(images), net.eval()(images))
     row = read_row(tmp_path / "run")
     assert (row["net"], row["parameters"], row["data"], row["status"]) == ("lenet_12", 910, None, "finished")
+
+
+def test_a_resumed_run_refuses_other_settings(here, tiny, capsys):
+    assert main(tiny("fit", "--name=one")) == 0
+    more = tiny("fit", "--name=one", "--ckpt_path=last", "--trainer.max_epochs=3", "--model.optimizer.lr=0.3")
+    assert main(more) == 2
+    assert "model.optimizer.lr was 0.02, now 0.3" in capsys.readouterr().err
+    assert read_row(here / "lightning_logs/one/run-1")["epochs"] == 2
+
+
+def test_a_runs_own_config_means_that_run(here, tiny, capsys):
+    """Not the newest of its name."""
+    for seed in (0, 1):
+        assert main(tiny("fit", "--name=one", f"--seed_everything={seed}")) == 0
+    assert main(["test", "--config", "lightning_logs/one/run-1/config.yaml"]) == 0
+    assert [read_row(here / f"lightning_logs/one/run-{n}")["test_reads"] for n in (1, 2)] == [1, 0]
+
+
+def test_another_split_is_not_tested(here, tiny, capsys):
+    assert main(tiny("fit", "--name=one")) == 0
+    assert main(tiny("test", "--name=one", "--data.split_seed=7")) == 2
+    assert "--data.split_seed=0" in capsys.readouterr().err
+    assert read_row(here / "lightning_logs/one/run-1")["test_reads"] == 0
+
+
+def test_part_of_the_test_set_is_no_test_figure(here, tiny, capsys):
+    assert main(tiny("fit", "--name=one")) == 0
+    assert main(tiny("test", "--name=one", "--trainer.limit_test_batches=1")) == 2
+    assert read_row(here / "lightning_logs/one/run-1")["test_reads"] == 0
+
+
+def test_a_figure_of_a_network_that_is_no_longer_the_runs_is_not_kept(here, tiny):
+    assert main(tiny("fit", "--name=one")) == 0
+    assert main(tiny("test", "--name=one")) == 0
+    assert main(tiny("fit", "--name=one", "--ckpt_path=last", "--trainer.max_epochs=6")) == 0
+    row = read_row(here / "lightning_logs/one/run-1")
+    assert (row["test_accuracy"], row["test_reads"]) == (None, 1)
+    assert main(tiny("test", "--name=one")) == 1
+    assert main(tiny("test", "--name=one", "--reread_test=true")) == 0
+    assert read_row(here / "lightning_logs/one/run-1")["test_reads"] == 2
+
+
+def test_an_optimizer_that_refuses_its_settings_says_so(here, tiny, capsys):
+    assert main(tiny("fit", "--name=one", "--model.optimizer.lr=-1")) == 2
+    assert "--model.optimizer: Invalid learning rate" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from smallnets.callbacks.health import Health
@@ -17,6 +18,7 @@ from smallnets.measure import count
 from smallnets.models.name import name_of
 from smallnets.results.provenance import config_digest, git_state, versions
 from smallnets.results.row import read_row, update_row, write_row, write_text
+from smallnets.results.test_ledger import file_digest
 
 
 class RunRecord(Callback):
@@ -113,7 +115,7 @@ class RunRecord(Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if trainer.state.fn != "fit":
             return
-        if isinstance(exception, KeyboardInterrupt):
+        if isinstance(exception, (KeyboardInterrupt, SIGTERMException)):
             self._write(trainer, pl_module, "interrupted")
         else:
             self._write(trainer, pl_module, "failed", f"{type(exception).__name__}: {exception}")
@@ -129,6 +131,7 @@ class RunRecord(Callback):
             "error": error,
             **describe(trainer, module, getattr(trainer, "datamodule", None)),
             **self._figures(trainer),
+            "config": self._config,
             "config_digest": config_digest(self._config),
             "git": git_state(),
             "versions": versions(),
@@ -136,6 +139,10 @@ class RunRecord(Callback):
         # A run that was tested and is then trained on keeps the count of its test readings.
         tested = read_row(self._folder) or {}
         row.update({k: tested.get(k, d) for k, d in _UNTESTED.items()})
+        best = self._folder / "checkpoints" / "best.ckpt"
+        if row["test_checkpoint"] and best.is_file() and row["test_checkpoint"] != file_digest(best):
+            # The figure is of a network that is no longer the run's; that the set was read stays on record.
+            row.update(test_accuracy=None, test_loss=None)
         write_row(self._folder, row)
 
     def _figures(self, trainer: L.Trainer) -> dict[str, Any]:
@@ -184,7 +191,7 @@ _UNTRAINED: dict[str, Any] = {
 def unfinished_row(folder: Path, trainer: L.Trainer, module: L.LightningModule, data: Any) -> dict[str, Any]:
     """The row of a checkpoint whose run left none: its training was cut off, or it was brought here alone."""
     about = {"name": folder.parent.name, "run": folder.name, "status": "unfinished", "error": None}
-    where = {"config_digest": None, "git": git_state(), "versions": versions()}
+    where = {"config": None, "config_digest": None, "git": git_state(), "versions": versions()}
     return {**about, **_UNTRAINED, **_UNTESTED, **describe(trainer, module, data), **where}
 
 

@@ -19,7 +19,10 @@ def stored_figure(folder: Path, checkpoint: Path) -> dict[str, Any] | None:
         return None
     again = "--reread_test=true reads it again, and the row counts it"
     if row.get("test_accuracy") is None:
-        raise RunError(f"a reading of the test set for {folder} was broken off; {again}")
+        raise RunError(
+            f"the test set was read before for {folder}, for a checkpoint that is no longer its best or in a reading"
+            f" that was broken off; {again}"
+        )
     if row.get("test_checkpoint") != file_digest(checkpoint):
         raise RunError(
             f"the test set was already read for another checkpoint of {folder} (accuracy {row['test_accuracy']});"

@@ -124,7 +124,10 @@ class Classifier(L.LightningModule):
 
     def make_optimizer(self) -> Optimizer:
         """A new optimizer over the network's parameters, with empty state."""
-        return self.optimizer_factory(param_groups(self.net, spare_norm_and_bias=self.spare_norm_and_bias))
+        try:
+            return self.optimizer_factory(param_groups(self.net, spare_norm_and_bias=self.spare_norm_and_bias))
+        except ValueError as error:
+            raise UserError(f"--model.optimizer: {error}") from error
 
     def make_schedule(self, optimizer: Optimizer) -> LRScheduler | ReduceLROnPlateau | None:
         """A new schedule on `optimizer`, at its start; None for a constant rate."""
@@ -266,6 +269,7 @@ class Classifier(L.LightningModule):
             "image_size": getattr(data, "image_size", None),
             "in_channels": getattr(data, "in_channels", None),
             "data": getattr(data, "name", None),
+            "split_seed": getattr(data, "split_seed", None),
             "mean": [float(v) for v in getattr(data, "mean", None) or []],
             "std": [float(v) for v in getattr(data, "std", None) or []],
             "classes": [str(c) for c in getattr(data, "classes", None) or []],

@@ -44,6 +44,10 @@ def as_user_errors(options: Callable[[], Iterable[str]] = list) -> Iterator[None
         raise UserError(parser_message(str(error), options())) from error
     except MisconfigurationException as error:
         raise UserError(one_line(str(error))) from error
+    except RuntimeError as error:
+        if not str(error).startswith("Early stopping conditioned on"):
+            raise
+        raise RunError(one_line(str(error))) from error
     except OSError as error:
         if error.filename is None:
             raise

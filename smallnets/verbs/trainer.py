@@ -1,6 +1,7 @@
 """`smallnets fit | validate | test | predict`: LightningCLI with a run folder, exact resume and short errors."""
 
 import inspect
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from smallnets.callbacks import Health
@@ -23,6 +25,7 @@ from smallnets.measure import count
 from smallnets.models.name import name_of
 from smallnets.models.spec import spec_of
 from smallnets.results.load import CHECKPOINT_KEY, network_of, read_checkpoint, require_same_network
+from smallnets.results.resume import require_same_settings
 from smallnets.results.row import read_row
 from smallnets.results.run import RunFolder
 from smallnets.results.test_ledger import begin_reading, end_reading, stored_figure
@@ -80,6 +83,8 @@ class TrainerCLI(LightningCLI):
         counts = count(self.model.net, image_size=self.datamodule.image_size, in_channels=self.datamodule.in_channels)
         if self.verb == "test" or (self.verb == "fit" and not self.options.trainer.fast_dev_run):
             self.choice.claim()
+        if self.choice.resumes and self.choice.folder is not None:
+            require_same_settings(self.choice.folder.config, self._plain_config())
         built = self.config_init[self.verb]
         given, folder = built.trainer, self.choice.folder
         arguments = {**given.as_dict(), "plugins": [*_as_list(given.plugins), RenamedCheckpointIO()]}
@@ -100,6 +105,8 @@ class TrainerCLI(LightningCLI):
         if self.verb == "predict":
             # One list of predictions in the order of the images, whatever the run was trained on.
             arguments |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+        if given.profiler is not None:
+            logging.getLogger("lightning.pytorch").setLevel(logging.INFO)  # where a profile is printed
         try:
             return self.trainer_class(**arguments)
         except (MisconfigurationException, ValueError, TypeError) as error:
@@ -113,6 +120,11 @@ class TrainerCLI(LightningCLI):
             raise UserError(
                 f"{path} is of a run on {stored['data']} with {stored['num_classes']} classes;"
                 f" {self.datamodule.name} has {self.datamodule.num_classes}"
+            )
+        if stored["split_seed"] not in (None, self.datamodule.split_seed):
+            raise UserError(
+                f"{path} was trained on the split of --data.split_seed={stored['split_seed']}; on that of"
+                f" {self.datamodule.split_seed} some of its training images would be tested"
             )
         if self.verb != "fit":
             # The file alone says what the network is, whatever was pruned since its configuration was written.
@@ -134,10 +146,19 @@ class TrainerCLI(LightningCLI):
             if self.trainer.max_epochs is not None and 0 <= self.trainer.max_epochs <= done:
                 _say(f"{folder} has its {done} epochs; a higher --trainer.max_epochs trains on")
                 return
-        self.trainer.fit(**arguments)
+        try:
+            self.trainer.fit(**arguments)
+        except SIGTERMException as error:
+            raise SystemExit(143) from error
+        except SystemExit as error:
+            # Lightning's way out of Ctrl-C.
+            _say(
+                f"interrupted after step {self.trainer.global_step}; --ckpt_path=last goes on from the last checkpoint"
+            )
+            raise SystemExit(130) from error
         row = read_row(folder) if folder else None
         if row is not None:
-            speed = f"{row['seconds']:.1f} s, {row['images_per_second']} images/s"
+            speed = f"{row['epochs']} epochs in {row['seconds']:.1f} s, {row['images_per_second']} images/s"
             _say(f"best validation accuracy {row['val_accuracy']}, {speed}; {folder}")
 
     def validate(self, **arguments: Any) -> None:
@@ -147,6 +168,12 @@ class TrainerCLI(LightningCLI):
     def test(self, **arguments: Any) -> None:
         """Reads the test set, once a run; asked again for the same checkpoint, repeats the figure of the row."""
         assert self.choice.folder is not None
+        part = self.options.trainer.limit_test_batches
+        # 1.0 is the whole, the whole number 1 is one batch.
+        if part is not None and not (isinstance(part, float) and part == 1):
+            raise UserError(
+                "the test figure is that of the whole test set: --trainer.limit_test_batches is not for `test`"
+            )
         folder, path = self.choice.folder.path, Path(str(self.choice.path))
         # Processes that Lightning starts for more devices find the reading begun by the first.
         if first_process():
@@ -155,7 +182,10 @@ class TrainerCLI(LightningCLI):
                 figures = {"accuracy": row["test_accuracy"], "loss": row["test_loss"]}
                 _say(_line("test", figures, f"{path}  (read before and not again: the figure of row.json)"))
                 return
-            begin_reading(folder, path, unfinished_row(folder, self.trainer, self.model, self.datamodule))
+        # Counted when the first batch is about to be read: a command that fails before it has read nothing.
+        about = unfinished_row(folder, self.trainer, self.model, self.datamodule)
+        begin = LambdaCallback(on_test_start=lambda trainer, _: _begin(trainer, folder, path, about))
+        self.trainer.callbacks.append(begin)  # type: ignore[attr-defined]
         figures = self._evaluate("test", arguments)
         if self.trainer.is_global_zero:
             end_reading(folder, figures, self.datamodule.split_sizes["test"])
@@ -174,6 +204,11 @@ class TrainerCLI(LightningCLI):
         arguments = {k: v for k, v in arguments.items() if k not in ("ckpt_path", "weights_only")}
         getattr(self.trainer, verb)(**{**arguments, "verbose": False})
         return {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+
+
+def _begin(trainer: Any, folder: Path, path: Path, about: dict[str, Any]) -> None:
+    if trainer.is_global_zero:
+        begin_reading(folder, path, about)
 
 
 def _line(part: str, figures: dict[str, float], where: Any) -> str:
@@ -196,7 +231,7 @@ def run(verb: str, argv: list[str]) -> int:
     Raises:
         UserError: the command line or a config is wrong, or the run failed for a reason that has a short message.
     """
-    options = {"exit_on_error": False}
+    options = {"exit_on_error": False, "allow_abbrev": False}
     with short_warnings(), as_user_errors(_option_names):
         TrainerCLI(
             Classifier,
@@ -214,20 +249,27 @@ def run(verb: str, argv: list[str]) -> int:
 
 
 def with_run_config(verb: str, argv: list[str]) -> list[str]:
-    """`test --ckpt_path FILE` alone takes the configuration of the run that the file belongs to."""
-    has_config = any(a.partition("=")[0] in ("--config", "-c", "--help", "-h", "--data") for a in argv)
-    if verb == "fit" or has_config:
+    """`test --ckpt_path FILE` alone takes the configuration of the run that the file belongs to, and the other way."""
+    if verb == "fit":
         return argv
+    given = {}
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
-        path = value if equals else following
-        if name == "--ckpt_path" and path not in ("best", "last"):
-            read_checkpoint(path)
-            folder = RunFolder.owning(Path(path))
-            if folder is None:
-                raise UserError(f"--ckpt_path {path} lies in no run's checkpoints folder: give --config too")
-            return ["--config", str(folder.config), *argv]
-    return argv
+        given[{"-c": "--config"}.get(name, name)] = value if equals else following
+    if "--config" in given:
+        # The configuration in a run's folder means that run, not the newest of its name.
+        folder = RunFolder(Path(given["--config"]).absolute().parent)
+        if folder.checkpoints.is_dir() and not {"--name", "--run", "--ckpt_path"} & set(given):
+            return [*argv, f"--ckpt_path={folder.best}"]
+        return argv
+    path = given.get("--ckpt_path", "best")
+    if {"--help", "-h", "--data"} & set(given) or path in ("best", "last"):
+        return argv
+    read_checkpoint(path)
+    owner = RunFolder.owning(Path(path))
+    if owner is None:
+        raise UserError(f"--ckpt_path {path} lies in no run's checkpoints folder: give --config too")
+    return ["--config", str(owner.config), *argv]
 
 
 def _option_names() -> list[str]:
