@@ -48,11 +48,13 @@ BARS = {
     },
     "overhead": {
         "Classifier": ("<=", 1.5),
+        "Classifier, fast mode": ("<=", 0.3),
         "Classifier with Health": None,
         "nothing but a loss, Lightning's own cost": None,
         "a metric updated and two values logged a step": None,
     },
     "adabound": {"against its package": ("<=", 0.6), "against Adam": None, "operations": ("<=", 15)},
+    "masks": {"masks": None, "torch.nn.utils.prune": None, "operations": ("<=", 1)},
     "startup": {"--help": ("<=", 1.5), "first step": None},
 }
 
@@ -120,7 +122,7 @@ def test_the_printed_lines(capsys: pytest.CaptureFixture[str]) -> None:
     ("argv", "message"),
     [
         (["--only", "piepline"], "there is no part 'piepline'; did you mean pipeline"),
-        (["--only", ""], "allowed: pipeline, fit, overhead, adabound, startup"),
+        (["--only", ""], f"allowed: {', '.join(PARTS)}"),
         (["--repeats", "0"], "--repeats is 1 or more, not 0"),
         (["--threads", "-1"], "--threads is 1 or more, not -1"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),

@@ -23,10 +23,11 @@ HARD = (
 )  # fmt: skip
 
 
-def process(command: list[str]) -> "subprocess.CompletedProcess[str]":
-    """The command in a process of its own, one thread, as a user starts it."""
+def process(command: list[str], program: str | None = None) -> "subprocess.CompletedProcess[str]":
+    """The command in a process of its own, one thread, as a user starts it; or through another `program`."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "smallnets", *command], env=env, capture_output=True, text=True)
+    start = ["-m", "smallnets"] if program is None else ["-c", program]
+    return subprocess.run([sys.executable, *start, *command], env=env, capture_output=True, text=True)
 
 
 def checkpoint(path: Path) -> dict:

@@ -9,5 +9,7 @@ PARTS = {
     "fit": "a training step in Trainer.fit, against a loop by hand and against the usual stack",
     "overhead": "what Lightning adds to a step that has nearly nothing to compute",
     "adabound": "an AdaBound step, against its package and torch's Adam",
+    "quaternion": "a quaternion convolution and a folded quaternion network, against the real ones",
+    "masks": "an optimizer's step with masks applied after it, against the step alone and torch.nn.utils.prune",
     "startup": "--help, and the time to the first training step",
 }

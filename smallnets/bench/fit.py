@@ -10,10 +10,14 @@ from smallnets.bench.loops import Work, fresh
 from smallnets.bench.pipeline import CHAINS, PILImages
 from smallnets.bench.rows import Row
 from smallnets.bench.timing import Settings, alternate, compare
+from smallnets.data.chunks import STEPS
 from smallnets.models import make
 
 # How many times the loop by hand `Trainer.fit` may take.
 LIMITS = {"crop+flip": 1.06, "autoaugment+perspective+crop+flip": 1.08}
+
+# The fast mode on a GPU: 0.85 of the speed of a captured loop by hand.
+MOST_OF_CAPTURED = 1 / 0.85
 
 
 def network(quick: bool) -> nn.Module:
@@ -22,9 +26,10 @@ def network(quick: bool) -> nn.Module:
 
 
 def measure(settings: Settings) -> list[Row]:
-    """Seconds of one step at batch 128, by short fits in turn: of 220 steps on a GPU, of three on a CPU."""
+    """Seconds of one step at batch 128, by short fits in turn: of 250 steps on a GPU, of three on a CPU."""
     # On a CPU such a step takes most of a second: the fewer in a fit, the nearer in time are the two that are compared.
-    warm, steps = (20, 200) if settings.device.type == "cuda" else (1, 2)
+    on_gpu = settings.device.type == "cuda"
+    warm, steps = (STEPS, 4 * STEPS) if on_gpu else (1, 2)
     size = 128
     if settings.quick:
         warm, steps, size = 1, 2, 16
@@ -38,9 +43,17 @@ def measure(settings: Settings) -> list[Row]:
             "by hand": partial(_on_new_network, work.by_hand, settings.quick),
             "usual stack": partial(_on_new_network, work.by_usual_stack, settings.quick, pictures),
         }
+        if on_gpu and not settings.quick:
+            sides |= {
+                "fast mode": partial(_on_new_network, partial(work.by_trainer, fast=True), False),
+                "captured by hand": partial(_on_new_network, work.by_hand_captured, False),
+            }
         seconds = alternate(sides, settings.rounds(9))
         note = f"a step of {size} images"
         rows.append(compare(f"{name}, limit", seconds, "Trainer.fit", "by hand", note).with_bar("<=", limit))
+        if "fast mode" in sides:
+            row = compare(f"{name}, captured", seconds, "fast mode", "captured by hand", note)
+            rows.append(row.with_bar("<=", MOST_OF_CAPTURED))
         rows.append(compare(f"{name}, usual", seconds, "usual stack", "Trainer.fit", note))
     return rows
 

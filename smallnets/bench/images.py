@@ -57,6 +57,7 @@ class Batches:
         self.device, self.batch_size = device, batch_size
         data = RandomImages(batches, batch_size, image_size, augment)
         loader = data.train_dataloader()
+        assert isinstance(loader, BatchLoader), "chunks are for a trainer"
         self.images, self.labels, self.indices = loader.images.to(device), loader.labels.to(device), loader.indices
         self.augmentations = parse(augment)
         self.mean, self.std = data.mean, data.std

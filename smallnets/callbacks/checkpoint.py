@@ -69,10 +69,40 @@ class EpochCheckpoint(ModelCheckpoint):
             super().on_train_epoch_end(trainer, pl_module)
 
 
+class StepCheckpoint(ModelCheckpoint):
+    """`last.ckpt` after every `steps` optimizer steps; in the fast mode at the end of the chunk in which they fall."""
+
+    def __init__(self, steps: int, options: dict[str, Any]) -> None:
+        super().__init__(every_n_train_steps=steps, **options)
+        self._steps = steps
+        self._saved_at = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved_at = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        # Lightning's own asks for a remainder of 0, which the end of a chunk may never have.
+        due = trainer.global_step // self._steps > self._saved_at // self._steps
+        if due and not self._should_skip_saving_checkpoint(trainer):
+            self._saved_at = trainer.global_step
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
 def _cut_short(trainer: L.Trainer) -> bool:
     """Whether the run is at its last step with images of the epoch left."""
     within = not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
     return within and 0 < trainer.max_steps <= trainer.global_step
+
+
+def forget_best(trainer: L.Trainer) -> None:
+    """Makes monitored checkpoints choose among the networks from here on: the earlier ones were of another density.
+
+    The file of the best so far stays until the next one is written in its place.
+    """
+    for each in trainer.checkpoint_callbacks:
+        if isinstance(each, ModelCheckpoint) and each.monitor is not None:
+            each.best_k_models, each.kth_best_model_path = {}, ""
+            each.best_model_path, each.best_model_score, each.current_score = "", None, None
 
 
 def run_checkpoints(folder: Path, every_n_train_steps: int | None = None) -> list[ModelCheckpoint]:
@@ -96,5 +126,5 @@ def run_checkpoints(folder: Path, every_n_train_steps: int | None = None) -> lis
         EpochCheckpoint(every_n_epochs=1, save_on_train_epoch_end=True, **last),
     ]
     if every_n_train_steps:
-        callbacks.append(ModelCheckpoint(every_n_train_steps=every_n_train_steps, **last))
+        callbacks.append(StepCheckpoint(every_n_train_steps, last))
     return callbacks

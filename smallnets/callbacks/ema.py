@@ -4,17 +4,18 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from smallnets.errors import UserError
+from smallnets.pruning.masks import Masks
+from smallnets.training.steps import StepCallback
 
 # The keys of Lightning's own WeightAveraging; its checkpoints can be read here.
 _TRAINED, _STATE = "current_model_state", "averaging_state"
 
 
-class EMA(Callback):
+class EMA(StepCallback):
     """average <- decay * average + (1 - decay) * weights, after optimizer steps (Polyak and Juditsky 1992).
 
     Laws:
@@ -24,6 +25,7 @@ class EMA(Callback):
         - A run resumed from any checkpoint, also in the middle of an epoch, ends bitwise where the uninterrupted one
           ends (CPU).
         - A second fit starts from nothing: its average knows only its own steps.
+        - What the masks of a `Classifier` remove is 0.0 in the average too, from the moment that they are set.
 
     Floating-point buffers (running statistics) are averaged like weights; counters are copied. The average has the
     weights' own precision, on their device; an update is one fused operation for each dtype, and never waits for the
@@ -63,6 +65,7 @@ class EMA(Callback):
         """
         self._average: dict[str, Tensor] | None = None
         self._trained: dict[str, Tensor] | None = None  # put aside while the network holds the average
+        self._masks: Masks | None = None  # those that the average has had
 
     # -- following the weights ---------------------------------------------------------------------------------------
 
@@ -84,7 +87,10 @@ class EMA(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
+        # For modules other than `Classifier`, which gives no sign of single steps.
+        self.after_optimizer_step(trainer, pl_module, trainer.global_step)
+
+    def after_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
         # Batches that only accumulate gradients take no step.
         if step == self._last_step or step <= self.start_step or (step - self.start_step) % self.every_n_steps:
             return
@@ -92,7 +98,16 @@ class EMA(Callback):
         self._update(pl_module)
 
     @torch.no_grad()
+    def _mask_average(self, pl_module: L.LightningModule) -> None:
+        """Weights that were removed since the last update have still their past in the average."""
+        masks = getattr(pl_module, "masks", None)
+        if isinstance(masks, Masks) and masks is not self._masks and self._average is not None:
+            masks.apply_to_values_({name: self._average[f"net.{name}"] for name in masks})
+            self._masks = masks
+
+    @torch.no_grad()
     def _update(self, pl_module: L.LightningModule) -> None:
+        self._mask_average(pl_module)
         now = pl_module.state_dict()
         if self._average is None:
             self._average = _clones(now)
@@ -112,6 +127,7 @@ class EMA(Callback):
     # -- the average in the network's place --------------------------------------------------------------------------
 
     def _show_average(self, pl_module: L.LightningModule) -> None:
+        self._mask_average(pl_module)
         if self._average is not None and self._trained is None:
             self._trained = _clones(pl_module.state_dict())
             _copy_into(pl_module, self._average)
@@ -146,6 +162,7 @@ class EMA(Callback):
         self._last_step = int(state_dict["last_step"])
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._mask_average(pl_module)
         if self._average is None:
             return
         checkpoint[_TRAINED] = checkpoint["state_dict"] if self._trained is None else self._trained

@@ -10,8 +10,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
 from smallnets.errors import RunError, UserError
-from smallnets.optim import Length, plan_findings, rate_far_from_reference
+from smallnets.optim import plan_findings, rate_far_from_reference
 from smallnets.training import health
+from smallnets.training.steps import run_length
 
 
 class HealthWarning(UserWarning):
@@ -113,7 +114,7 @@ class Health(Callback):
 
         optimizer = make_optimizer(None)
         rate = float(optimizer.param_groups[0]["lr"])
-        run = _length(trainer)
+        run = run_length(trainer)
         if run is not None:
             found, rate = plan_findings(make_optimizer, module.make_schedule, module.interval, run)
             for kind, message in found:
@@ -181,23 +182,3 @@ class Health(Callback):
             if self.on_chance == "stop":
                 raise RunError(f"stopped, as Health on_chance=stop asks: {message}")
             self._find(trainer, kind, message)
-
-
-def _length(trainer: Any) -> Length | None:
-    """How long the whole run is; None for a run without an end and for `fast_dev_run`.
-
-    `trainer.estimated_stepping_batches` would know too, but reading it makes Lightning lose the loader's place on
-    resuming.
-    """
-    batches = trainer.num_training_batches
-    if trainer.fast_dev_run or not math.isfinite(batches) or batches < 1:
-        return None
-    per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-    epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else None
-    if trainer.max_steps >= 0:
-        by_steps = math.ceil(trainer.max_steps / per_epoch)
-        epochs = by_steps if epochs is None else min(epochs, by_steps)
-    if epochs is None:
-        return None
-    steps = epochs * per_epoch
-    return Length(epochs, min(steps, trainer.max_steps) if trainer.max_steps >= 0 else steps)

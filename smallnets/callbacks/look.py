@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from smallnets.data.chunks import Chunk
 from smallnets.results.provenance import flatten
 
 
@@ -32,15 +33,18 @@ class TensorBoardLook(Callback):
         self._graph = graph
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: tuple[Tensor, Tensor], batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step or batch_idx:
             return
         writer = _writer(trainer)
         if writer is None:
             return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(batch, Chunk):
+            batch = data.transfer_batch_to_device(batch.peek(), pl_module.device, 0)
+            batch = data.on_after_batch_transfer(batch, 0)
         if self._images:
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
             writer.add_image("images/train", make_grid(_drawn(batch[0][: self._images], data), nrow=8), 0)
         if self._graph:
             self._write_graph(writer, pl_module, batch[0][:1])

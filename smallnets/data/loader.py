@@ -94,6 +94,7 @@ class BatchLoader:
         if not 0 <= rank < world_size:
             raise UserError(f"rank {rank} is not one of {world_size} ranks")
         self._bounds = batch_bounds(len(self.indices), batch_size, world_size)
+        self.epoch_shift = 0  # a fit that sees epochs again counts its own ones on
         self._epoch = 0
         self._next = 0
         self._resumed = False  # a state was loaded and no iteration has begun since
@@ -107,8 +108,14 @@ class BatchLoader:
         """This loader itself: Lightning looks for `sampler.set_epoch`."""
         return self
 
+    @property
+    def resumed(self) -> bool:
+        """Whether the next iteration begins at a place that was loaded."""
+        return self._resumed
+
     def set_epoch(self, epoch: int) -> None:
-        """Makes the next iteration that of `epoch`; a loaded place within this very epoch stays."""
+        """Makes the next iteration that of `epoch + epoch_shift`; a loaded place within this very epoch stays."""
+        epoch += self.epoch_shift
         if epoch != self._epoch:
             self._epoch, self._next, self._resumed = epoch, 0, False
 

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
+from smallnets.data import chunks
 from smallnets.data.arrays import Arrays
 from smallnets.data.augment import apply_all, normalise, parse
 from smallnets.data.folder import SUFFIXES, decode, list_images
-from smallnets.data.loader import BatchLoader, Place, batch_bounds
+from smallnets.data.loader import BatchLoader, batch_bounds
 from smallnets.data.parts import Parts
 from smallnets.data.seeds import STREAM_AUGMENT, global_seed, mix
 from smallnets.data.source import Source
@@ -177,10 +178,18 @@ class ImageData(L.LightningDataModule, ABC):
         # Cutout covers with the mean pixel, which is not known before the data are.
         self._augmentations = parse(self.augment, [round(255 * m) for m in self.mean])
 
-    def train_dataloader(self) -> BatchLoader:
+    def train_dataloader(self) -> BatchLoader | chunks.ChunkedLoader:
+        """Batches; chunks of them where the trainer's module takes these (`--model.fast=true`)."""
+        trainer: Any = self.trainer
         # A run that overfits some batches wants these same batches in every epoch.
-        shuffle = not getattr(self.trainer, "overfit_batches", 0)
-        return self._loader(self._parts.train, self._parts.train_indices, self.batch_size, shuffle=shuffle, train=True)
+        shuffle = not getattr(trainer, "overfit_batches", 0)
+        parts = self._parts
+        loader = self._loader(parts.train, parts.train_indices, self.batch_size, shuffle=shuffle, train=True)
+        if trainer is None or getattr(trainer.lightning_module, "automatic_optimization", True):
+            return loader
+        limit = trainer.limit_train_batches
+        size = chunks.STEPS if trainer.world_size == 1 else 1  # see FastSteps
+        return chunks.ChunkedLoader(loader, size, limit=limit if isinstance(limit, int) else None)
 
     def val_dataloader(self) -> BatchLoader:
         return self._evaluation_loader(self._parts.train, self._parts.val_indices)
@@ -196,8 +205,13 @@ class ImageData(L.LightningDataModule, ABC):
             return self.val_dataloader()
         return self._evaluation_loader(self._to_predict, np.arange(len(self._to_predict)))
 
-    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor, Place | None], dataloader_idx: int) -> Any:
-        """(images uint8, labels, place) -> (images float32, labels): augmented where there is a place; normalised."""
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """(images uint8, labels, place) -> (images float32, labels): augmented where there is a place; normalised.
+
+        A chunk passes: its batches come here one by one when they are used.
+        """
+        if isinstance(batch, chunks.Chunk):
+            return batch
         images, labels, place = batch
         device = images.device
         if place is not None and self._augmentations:

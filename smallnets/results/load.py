@@ -10,6 +10,7 @@ from torch import nn
 
 from smallnets.errors import RunError, UserError
 from smallnets.models.spec import build, spec_of
+from smallnets.pruning.masks import Masks
 from smallnets.surgery.widths import fit_widths
 
 CHECKPOINT_KEY = "smallnets"
@@ -89,6 +90,12 @@ def load(path: str | Path, net: nn.Module | None = None, like: nn.Module | None 
         if differ:
             raise UserError(f"{path} holds {_describe(loaded)}; asked for was {_describe(like)}")
     return loaded
+
+
+def load_masks(path: str | Path) -> Masks | None:
+    """The masks that a checkpoint's network was trained with; None for a dense one. Raises what `load` raises."""
+    stored = read_checkpoint(path)[CHECKPOINT_KEY].get("masks")
+    return Masks.from_state_dict(stored) if stored else None
 
 
 def require_same_network(stored: dict[str, Any] | None, asked: dict[str, Any] | None, path: str) -> None:

@@ -10,22 +10,22 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MetricCollection
 
 from smallnets.data.seeds import global_seed, mix
 from smallnets.errors import UserError
 from smallnets.models.spec import spec_of
 from smallnets.optim import param_groups, with_warmup
-from smallnets.results.load import CHECKPOINT_KEY, load
+from smallnets.pruning.masks import Masks
+from smallnets.results.load import CHECKPOINT_KEY, load, load_masks
 from smallnets.surgery import fit_widths
 from smallnets.training.distill import distillation_loss
+from smallnets.training.fast import FastSteps
+from smallnets.training.figures import figures
 from smallnets.training.mixing import cutmix, mixup
+from smallnets.training.seeding import STREAM_MIX, seed_step
+from smallnets.training.steps import StepCallback, steps_per_epoch
 from smallnets.training.sums import Sums
-
-# Constants of the streams drawn from one seed: each use of randomness has its own, so that switching one on
-# leaves the others as they were.
-_STREAM_STEP, _STREAM_MIX = 1, 2
 
 
 def _sgd(params: Any) -> Optimizer:
@@ -41,6 +41,9 @@ class Classifier(L.LightningModule):
     Optimizer and schedule are factories: they are built anew whenever a fit starts, so that no momentum and no
     position in a schedule leaks from one fit into the next.
 
+    Law of masks: once `set_masks` was called, each masked weight is exactly 0.0 after every optimizer step, whatever
+    the optimizer, its momentum and its weight decay; checked at every epoch's end. The masks are in every checkpoint.
+
     Args:
         net: takes float images (N, channels, height, width) and returns logits (N, classes).
         optimizer: parameters -> optimizer. Default: SGD, lr 0.1, momentum 0.9, weight decay 5e-4.
@@ -54,9 +57,13 @@ class Classifier(L.LightningModule):
         teacher: checkpoint of a trained network to distil from (Hinton et al. 2015).
         distill_weight: share of the teacher's term in the loss.
         temperature: of the teacher's and the student's softened outputs.
-        init_from: checkpoint whose network, with its widths and weights, replaces `net` before training (fine-tuning).
+        init_from: checkpoint whose network, with its widths, weights and masks, replaces `net` before training
+            (fine-tuning).
         channels_last: keep weights and images in channels-last memory format.
         compile: run the network through `torch.compile`.
+        fast: many optimizer steps in one `training_step` (`FastSteps`): the same results in less time, a CUDA graph on
+            a GPU; callbacks that act on single batches see one in fifty.
+        check_masks: when it is checked that masked weights are 0.0: at every epoch's end, or after every step.
 
     Raises:
         UserError: `init_from` or `teacher` holds a network for another number of classes.
@@ -79,6 +86,8 @@ class Classifier(L.LightningModule):
         init_from: str | None = None,
         channels_last: bool = False,
         compile: bool = False,
+        fast: bool = False,
+        check_masks: Literal["epoch", "step"] = "epoch",
     ) -> None:
         super().__init__()
         _check_ranges(
@@ -101,6 +110,12 @@ class Classifier(L.LightningModule):
         # Tuples keep these two out of the module tree, and so out of the state dict and of the optimizer.
         self._teacher = (load(teacher).eval().requires_grad_(False),) if teacher else ()
         self._compiled = (torch.compile(self.net),) if compile else ()
+        self._masks = load_masks(init_from) if init_from else None
+        self.check_masks = check_masks
+        self.automatic_optimization = not fast
+        self._fast = FastSteps(self) if fast else None
+        self._step_callbacks: list[StepCallback] = []
+        self.epoch_shift = 0  # see training.restart.shift_epochs
         self.train_sums = Sums()
         self.num_classes = 0
         self.val_predicted = torch.zeros(0, dtype=torch.int64)
@@ -118,9 +133,11 @@ class Classifier(L.LightningModule):
                 f"the number of classes is not known: neither the data nor {type(self.net).__name__} has `num_classes`"
             )
         if self.val_metrics is None:
-            self.val_metrics = _metrics(self.num_classes, "val/")
-            self.test_metrics = _metrics(self.num_classes, "test/")
+            self.val_metrics = figures(self.num_classes, "val/")
+            self.test_metrics = figures(self.num_classes, "test/")
         self._seed = global_seed()
+        if stage == "fit" and self._fast:
+            self._fast.check()
 
     def make_optimizer(self) -> Optimizer:
         """A new optimizer over the network's parameters, with empty state."""
@@ -142,8 +159,9 @@ class Classifier(L.LightningModule):
         if isinstance(schedule, ReduceLROnPlateau):
             if self.interval != "epoch":
                 raise UserError("ReduceLROnPlateau watches an epoch's figure: it goes with --model.interval=epoch")
-            entry["monitor"] = getattr(schedule, "monitor", "val/loss")
-        return {"optimizer": optimizer, "lr_scheduler": entry}
+            entry["monitor"] = _monitor(schedule)
+        # Under manual optimisation Lightning only keeps the schedule and warns of anything that is said about it.
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule} if self._fast else entry}
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
@@ -153,32 +171,75 @@ class Classifier(L.LightningModule):
         net = self._compiled[0] if self._compiled else self.net
         return net(images)
 
+    def on_fit_start(self) -> None:
+        if self._masks is not None:
+            self._masks.weights(self.net)  # those of a checkpoint must be of this network
+            self._masks.apply_(self.net)
+
     def on_train_start(self) -> None:
         # Not at the epoch's start: that hook is not called for an epoch that is resumed in its middle.
         self.train_sums.to(self.device)
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        self._step_callbacks = [each for each in callbacks if isinstance(each, StepCallback)]
+        if self._fast:
+            self._fast.start()
+            self._fast.check_length(int(steps_per_epoch(self.trainer)))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Dropout draws from the global generator. Seeding it for every batch makes its draws a function of the place
-        # in the run, so that a resumed run draws what the uninterrupted one would have drawn (order law).
-        _seed_device(self.device, mix(self._seed, _STREAM_STEP, self.current_epoch, batch_idx, self.global_rank))
+        if self._fast:
+            self._fast.share_statistics()
+        else:
+            self.seed_step(batch_idx)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def seed_step(self, batch_idx: int) -> None:
+        """Seeds what the step on batch `batch_idx` of the current epoch draws, so that a resumed run draws the same."""
+        seed_step(self.device, self._seed, self.current_epoch + self.epoch_shift, batch_idx, self.global_rank)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        if self._fast:
+            self._fast.run(batch)
+            return None
         images, labels = batch
-        images, targets = self._mix(images, labels, batch_idx)
+        images, targets = self.mixed(images, labels, batch_idx)
+        return self.loss_of(images, labels, targets)
+
+    def loss_of(self, images: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+        """The loss of a batch, after it was added, with the correct predictions, to the epoch's sums."""
         logits = self(images)
         loss = self._loss(images, logits, targets)
         self.train_sums.add(loss, (logits.detach().argmax(1) == labels).sum(), len(labels))
         return loss
 
-    def _mix(self, images: Tensor, labels: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.after_optimizer_step(self.trainer.global_step + 1)
+
+    def after_optimizer_step(self, step: int) -> None:
+        """Masks, and the callbacks that act on steps, of which `step` have been taken."""
+        if self._masks is not None:
+            self._masks.apply_(self.net)
+            if self.check_masks == "step":
+                self._masks.check(self.net)
+        for callback in self._step_callbacks:
+            callback.after_optimizer_step(self.trainer, self, step)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        # A masked weight moves nothing, but its gradient would count in the norm that clipping divides by.
+        if self._masks is not None and self.trainer.gradient_clip_val:
+            self._masks.apply_to_gradients_(self.net)
+
+    def mixed(self, images: Tensor, labels: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Mixup or CutMix of batch `batch_idx` of the current epoch: (images, targets); labels where both are off."""
         if not (self.mixup or self.cutmix):
             return images, labels
         generator = torch.Generator(device=images.device)
-        generator.manual_seed(mix(self._seed, _STREAM_MIX, self.current_epoch, batch_idx, self.global_rank))
+        generator.manual_seed(
+            mix(self._seed, STREAM_MIX, self.current_epoch + self.epoch_shift, batch_idx, self.global_rank)
+        )
         use_mixup = bool(self.mixup)
         if self.mixup and self.cutmix:
             # The coin is thrown on the host: a function of the place, and no wait for the device.
-            use_mixup = mix(self._seed, _STREAM_MIX, self.current_epoch, batch_idx) % 2 == 0
+            use_mixup = mix(self._seed, STREAM_MIX, self.current_epoch + self.epoch_shift, batch_idx) % 2 == 0
         targets = F.one_hot(labels, self.num_classes).to(images.dtype)
         if use_mixup:
             return mixup(images, targets, self.mixup, generator)
@@ -200,12 +261,15 @@ class Classifier(L.LightningModule):
         # at the epoch's end holds is an empty sum.
         self.log_dict({"train/loss": loss / count, "train/accuracy": correct / count}, prog_bar=True, sync_dist=True)
         self.train_sums.reset(self.device)
+        if self._masks is not None:
+            self._masks.check(self.net)
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, ReduceLROnPlateau):
-                if config.monitor not in self.trainer.callback_metrics:
+                monitor = _monitor(config.scheduler)
+                if monitor not in self.trainer.callback_metrics:
                     known = ", ".join(sorted(self.trainer.callback_metrics))
-                    raise UserError(f"--model.scheduler.monitor={config.monitor} is not among {known}")
-                config.scheduler.step(self.trainer.callback_metrics[config.monitor])
+                    raise UserError(f"--model.scheduler.monitor={monitor} is not among {known}")
+                config.scheduler.step(self.trainer.callback_metrics[monitor])
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
         # Lightning steps a plateau schedule after the epoch's checkpoint was written, and not at all at the end of an
@@ -227,6 +291,8 @@ class Classifier(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.val_predicted = torch.zeros(self.num_classes, dtype=torch.int64, device=self.device)
+        if self._fast:
+            self._fast.share_statistics()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         logits = self._evaluate(batch, self.val_metrics)
@@ -257,6 +323,25 @@ class Classifier(L.LightningModule):
         # Lightning's reduce divides for "mean" only; on one process it returns the value itself.
         return self.trainer.strategy.reduce(value.clone(), reduce_op="sum")
 
+    # -- masks -------------------------------------------------------------------------------------------------------
+
+    @property
+    def masks(self) -> Masks | None:
+        """The masks in force; None for a dense network."""
+        return self._masks
+
+    def set_masks(self, masks: Masks | None) -> None:
+        """Removes what `masks` remove, now and after every optimizer step from now on; None ends that.
+
+        Under DDP every rank must set the same. An average of the weights (`EMA`) follows.
+
+        Raises:
+            UserError: a mask of a layer that the network does not have, or has in another shape.
+        """
+        if masks is not None:
+            masks.apply_(self.net)
+        self._masks = masks
+
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -274,6 +359,7 @@ class Classifier(L.LightningModule):
             "std": [float(v) for v in getattr(data, "std", None) or []],
             "classes": [str(c) for c in getattr(data, "classes", None) or []],
             "train_sums": list(self.train_sums.reduced(self._sum_over_ranks)),
+            "masks": None if self._masks is None else self._masks.state_dict(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -287,34 +373,16 @@ class Classifier(L.LightningModule):
         return super().load_state_dict(state_dict, strict, assign)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        sums = checkpoint.get(CHECKPOINT_KEY, {}).get("train_sums")
+        stored = checkpoint.get(CHECKPOINT_KEY, {})
+        self._masks = Masks.from_state_dict(stored["masks"]) if stored.get("masks") else None
+        sums = stored.get("train_sums")
         # The stored sums are those of all ranks: one rank takes them, or they would be counted once a rank.
         if sums and self.global_rank == 0:
             self.train_sums.load(*sums)
 
 
-def _seed_device(device: torch.device, seed: int) -> None:
-    """Seeds the global generators that a step on `device` draws from.
-
-    `torch.manual_seed` would also queue the seed for every kind of device that is not there, with a stack trace for
-    each: 0.4 ms, which is most of a small network's step.
-    """
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
-
-
-def _metrics(num_classes: int, prefix: str) -> MetricCollection:
-    """Mean loss and micro accuracy; top-5 where it says something."""
-    metrics: dict[str, Any] = {
-        "loss": MeanMetric(),
-        "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
-    }
-    if num_classes >= 20:
-        metrics["accuracy_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5, validate_args=False)
-    return MetricCollection(metrics, prefix=prefix, compute_groups=False)
+def _monitor(schedule: ReduceLROnPlateau) -> str:
+    return getattr(schedule, "monitor", "val/loss")
 
 
 def _check_ranges(**values: float) -> None:

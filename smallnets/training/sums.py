@@ -10,19 +10,24 @@ class Sums:
     """Loss, correct predictions and images since the epoch's start, of this rank.
 
     `loss` is float64, `correct` and `count` int64, each a 0-dim tensor on the training device. Reading a value
-    (`mean_loss`, `accuracy`) is the only synchronisation. The sums travel in the checkpoint, so that an epoch that was
+    (`reduced`) is the only synchronisation. The sums travel in the checkpoint, so that an epoch that was
     interrupted reports what the uninterrupted epoch would have reported.
     """
 
     def __init__(self) -> None:
-        self.reset(torch.device("cpu"))
+        self.loss, self.correct, self.count = _zeros(torch.device("cpu"))
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The three sums themselves."""
+        return self.loss, self.correct, self.count
 
     def reset(self, device: torch.device) -> None:
-        # Metal has no float64; there float32 sums of at most some thousand batch losses are precise enough.
-        real = torch.float32 if device.type == "mps" else torch.float64
-        self.loss = torch.zeros((), dtype=real, device=device)
-        self.correct = torch.zeros((), dtype=torch.int64, device=device)
-        self.count = torch.zeros((), dtype=torch.int64, device=device)
+        if self.loss.device != device:
+            self.loss, self.correct, self.count = _zeros(device)
+        else:
+            # The same tensors stay: a captured step writes into them.
+            for each in self.tensors():
+                each.zero_()
 
     def to(self, device: torch.device) -> None:
         if self.loss.device != device:
@@ -43,3 +48,9 @@ class Sums:
         self.loss.fill_(loss)
         self.correct.fill_(correct)
         self.count.fill_(count)
+
+
+def _zeros(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    # Metal has no float64; there float32 sums of at most some thousand batch losses are precise enough.
+    real = torch.float32 if device.type == "mps" else torch.float64
+    return tuple(torch.zeros((), dtype=d, device=device) for d in (real, torch.int64, torch.int64))  # type: ignore[return-value]
