@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from smallnets.data.ahead import read_ahead
 from smallnets.data.loader import BatchLoader, Place, batch_bounds
 from smallnets.errors import UserError
 
@@ -224,3 +225,35 @@ def test_resuming_from_a_checkpoint_of_another_hook(tmp_path: Path, when: str) -
     for file in files:
         done = int(file.stem.split("=")[1].split("-")[0])
         assert fit(tmp_path, resume=str(file), val_check_interval=3).log_of_batches == whole[done:], file.stem
+
+
+def test_batches_read_in_advance_are_the_same_and_so_is_the_place() -> None:
+    plain, ahead = (make(23, batch_size=4, seed=5, device=d) for d in (None, torch.device("cpu")))
+    assert seen(ahead) == seen(plain)
+    ahead.set_epoch(3)
+    batches = iter(ahead)
+    first = [next(batches)[1].tolist() for _ in range(2)]
+    # Batches 2 and 3 may have been read; what counts is what was used.
+    assert (ahead.state_dict()["epoch"], ahead.state_dict()["batch"]) == (3, 2)
+    resumed = make(23, batch_size=4, seed=5, device=torch.device("cpu"))
+    resumed.load_state_dict(ahead.state_dict())
+    plain.set_epoch(3)
+    assert first + seen(resumed) == seen(plain)
+
+
+def test_no_more_than_two_batches_are_read_in_advance_and_a_failure_comes_in_its_turn() -> None:
+    read: list[int] = []
+
+    def once(number: int) -> int:
+        read.append(number)
+        if number == 3:
+            raise OSError("the disk is gone")
+        return number
+
+    numbers = read_ahead(once, range(10), depth=2)
+    assert next(numbers) == 0
+    assert max(read) <= 2
+    assert [next(numbers), next(numbers)] == [1, 2]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(numbers)
+    assert len(read) <= 6

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smallnets.data.ahead import moved, pinned, read_ahead
 from smallnets.data.seeds import STREAM_ORDER, mix, permutation
 from smallnets.errors import UserError
 
@@ -66,6 +67,8 @@ class BatchLoader:
         shuffle: False keeps the order of `indices` (for evaluation), shared among the ranks in the same way.
         train: True yields a `Place` with each batch, which is what augmentation is drawn from; False yields None.
         rank, world_size: of this process.
+        device: where batches go that a thread reads in advance, for images that stay in a file or in host memory; None
+            where the images are on the device already, and a batch is an index into them.
 
     Raises:
         UserError: batch_size * world_size exceeds the number of images.
@@ -86,11 +89,12 @@ class BatchLoader:
         train: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        device: torch.device | None = None,
     ) -> None:
         self.images, self.labels = images, labels
         self.indices = np.arange(len(labels)) if indices is None else np.asarray(indices, dtype=np.int64)
         self.batch_size, self.seed, self.shuffle, self.train = batch_size, seed, shuffle, train
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.device = rank, world_size, device
         if not 0 <= rank < world_size:
             raise UserError(f"rank {rank} is not one of {world_size} ranks")
         self._bounds = batch_bounds(len(self.indices), batch_size, world_size)
@@ -137,13 +141,22 @@ class BatchLoader:
         epoch, start = self._epoch, self._next if self._resumed else 0
         self._resumed = False
         order = torch.from_numpy(self.order(epoch)).to(self.images.device)  # once an epoch, not once a batch
-        for batch in range(start, len(self)):
+
+        def read(batch: int) -> tuple[Tensor, Tensor]:
+            chosen = order[self.share(batch)]
+            # Whole images are copied; indexing with brackets would gather pixel by pixel, twenty times slower on a CPU.
+            images, labels = self.images.index_select(0, chosen), self.labels.index_select(0, chosen)
+            return (images, labels) if device is None else (pinned(images, device), pinned(labels, device))
+
+        numbers, device = range(start, len(self)), self.device
+        batches = map(read, numbers) if device is None else read_ahead(read, numbers)
+        for batch, (images, labels) in zip(numbers, batches, strict=True):
             # The state is that of a loader whose batch has been used: a checkpoint is written after its step.
             self._epoch, self._next = (epoch, batch + 1) if batch + 1 < len(self) else (epoch + 1, 0)
-            chosen = order[self.share(batch)]
             place = Place(epoch, batch, self.rank, self.world_size) if self.train else None
-            # Whole images are copied; indexing with brackets would gather pixel by pixel, twenty times slower on a CPU.
-            yield self.images.index_select(0, chosen), self.labels.index_select(0, chosen), place
+            if device is not None:
+                images, labels = moved(images, device), moved(labels, device)
+            yield images, labels, place
 
     def _signature(self) -> dict[str, int]:
         """What the meaning of a place within an epoch depends on."""

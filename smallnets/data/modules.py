@@ -236,6 +236,7 @@ class ImageData(L.LightningDataModule, ABC):
         self, data: Arrays, indices: NDArray[np.int64], batch_size: int, *, shuffle: bool, train: bool
     ) -> BatchLoader:
         images, labels = self._placed(data)
+        device = self._device()
         return BatchLoader(
             images,
             labels,
@@ -246,11 +247,15 @@ class ImageData(L.LightningDataModule, ABC):
             train=train,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
+            device=device if data.mapped or images.device != device else None,
         )
+
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     def _placed(self, data: Arrays) -> tuple[Tensor, Tensor]:
         """Images and labels on the trainer's device, moved once; those of a mapped or too large set stay."""
-        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        device = self._device()
         key = (id(data), device)
         if key not in self._on_devices:
             stays = data.mapped or not _fits(data.images, device)
