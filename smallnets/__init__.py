@@ -8,8 +8,11 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_LAZY = {"load": "smallnets.results.load", "UserError": "smallnets.errors", "RunError": "smallnets.errors"}
-__all__ = ["RunError", "UserError", "__version__", "load"]
+_LAZY = {
+    "load": "smallnets.results.load", "save": "smallnets.results.save",
+    "UserError": "smallnets.errors", "RunError": "smallnets.errors",
+}  # fmt: skip
+__all__ = ["RunError", "UserError", "__version__", "load", "save"]
 
 
 def __getattr__(name: str) -> Any:

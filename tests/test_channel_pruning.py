@@ -215,8 +215,8 @@ def test_wrong_use(tmp_path):
         ChannelPruning({})
     with pytest.raises(UserError, match=r"ratio of 'conv1' must be .* got 1.5"):
         ChannelPruning({"conv1": 1.5})
-    with pytest.raises(UserError, match="criterion must be one of l1, random"):
-        ChannelPruning({"conv1": 0.5}, criterion="l2")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="criterion must be one of l1, l2, random, fpgm"):
+        ChannelPruning({"conv1": 0.5}, criterion="bn")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="matches none of"):
         trainer(tmp_path, ChannelPruning({"conv9": 0.5})).fit(Classifier(net()), datamodule=digits())
     data = digits()

@@ -330,7 +330,7 @@ def small(**more) -> models.ResNet:
         (small, {"stages.9.*": 0.3}, {}, r"'stages.9.\*' matches none of the 7 .* ResNet \(conv1, "),
         (small, {"bn1": 0.3}, {}, "'bn1' matches none"),
         (small, {"conv1": 0.3, "conv*": 0.3}, {}, r"conv1 is named twice: by 'conv1' and by 'conv\*'"),
-        (small, {"conv1": 0.3}, {"criterion": "l2"}, "criterion must be one of l1, random, got 'l2'"),
+        (small, {"conv1": 0.3}, {"criterion": "bn"}, "criterion must be one of l1, l2, random, fpgm, got 'bn'"),
         (small, {"head": 0.3}, {}, "head cannot lose channels: they are the network's output"),
         (lambda: nn.Conv2d(3, 4, 1), {"": 0.5}, {}, "they are the network's output"),
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), {"0": 0.5}, {}, "they are the network's output"),

@@ -146,3 +146,27 @@ def test_names_that_one_side_lacks_are_let_pass_where_asked():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     fit_widths(net, {"0.weight": torch.ones(3, 4), "0.bias": torch.ones(3), "9": torch.ones(1)}, strict=False)
     assert net[0].out_features == 3 and net[1].in_features == 4
+
+
+def test_heads_follow_the_rows_of_q_k_and_v():
+    def vit(heads: int) -> models.ViT:
+        """Heads of four channels."""
+        net = models.ViT(dim=16, depth=2, heads=4, mlp_dim=8, head_widths=[], image_size=8).eval()
+        attention = net.encoder[1].attention
+        attention.heads, attention.qkv, attention.project = (
+            heads, nn.Linear(16, 12 * heads, bias=False), nn.Linear(4 * heads, 16),
+        )  # fmt: skip
+        return net
+
+    net, fewer = vit(4), vit(3)
+    fit_widths(net, fewer.state_dict()).load_state_dict(fewer.state_dict())
+    assert [block.attention.heads for block in net.encoder] == [4, 3]
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(net(images), fewer(images))
+    state = fewer.state_dict()
+    state["encoder.1.attention.qkv.weight"] = torch.ones(30, 16)
+    with pytest.raises(
+        UserError, match=r"encoder\.1\.attention\.qkv\.weight has 30 rows .* no whole heads of 4 channels"
+    ):
+        fit_widths(net, state)
+    assert net.encoder[1].attention.heads == 3 and net.encoder[1].attention.qkv.out_features == 36

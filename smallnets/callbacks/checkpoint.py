@@ -1,32 +1,24 @@
 """Which checkpoints a run keeps, and how they reach the disk."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
+
+from smallnets.results.save import write_checkpoint
 
 
 class RenamedCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place, flushes it to the disk and renames it.
 
-    A run killed at any moment leaves the previous checkpoint or the new one, never a part under the final name.
-    (Lightning's own way writes to the temporary folder, which may be another disk, and then moves.)
+    Lightning's own way writes to the temporary folder, which may be another disk, and then moves.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with part.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        write_checkpoint(checkpoint, path)
 
 
 class BestCheckpoint(ModelCheckpoint):

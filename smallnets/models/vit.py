@@ -14,20 +14,21 @@ from smallnets.layers.arguments import check_image, one_of, share, whole, whole_
 class Attention(nn.Module):
     """Multi-head self-attention, (N, T, dim) -> (N, T, dim): softmax(scale * q k^T) v over the T tokens, projected.
 
-    `scale` is fixed at construction: a network whose heads were made narrower afterwards still computes the same
-    logits.
+    `scale` and `head_width` (channels of a head) are fixed at construction; whole heads may be removed afterwards, and
+    `heads` is the number that is left.
     """
 
     def __init__(self, dim: int, heads: int, qkv_bias: bool, scale: float, dropout: float) -> None:
         super().__init__()
         self.heads = heads
+        self.head_width = dim // heads
         self.scale = scale
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.project = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Widths are read from the tensor, so that q, k and v may be narrower than the tokens.
+        # Widths are read from the tensor: with heads removed, q, k and v are narrower than the tokens.
         parts = self.qkv(x).chunk(3, dim=-1)
         q, k, v = (parts[i].unflatten(-1, (self.heads, -1)).transpose(1, 2) for i in range(3))
         mixed = F.scaled_dot_product_attention(q, k, v, scale=self.scale)

@@ -1,7 +1,23 @@
 """Pruning as functions over plain networks, for anybody's training loop."""
 
+from smallnets.pruning.channels import prune_channels
 from smallnets.pruning.masks import Masks
+from smallnets.pruning.named import next_masks
+from smallnets.pruning.narrow import fresh_like, narrow
 from smallnets.pruning.select import next_kept, select
+from smallnets.pruning.shrink import shrink
 from smallnets.pruning.structured import prune_layers
+from smallnets.pruning.to_budget import prune_to
 
-__all__ = ["Masks", "next_kept", "prune_layers", "select"]
+__all__ = [
+    "Masks",
+    "fresh_like",
+    "narrow",
+    "next_kept",
+    "next_masks",
+    "prune_channels",
+    "prune_layers",
+    "prune_to",
+    "select",
+    "shrink",
+]

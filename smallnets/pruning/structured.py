@@ -1,36 +1,36 @@
-"""Removal of whole channels, layer by layer, through the dependency graph of torch-pruning (Fang et al. 2023).
+"""What the dependency graph of torch-pruning (Fang et al. 2023) is asked for: layers narrowed one after the other, and
+the groups of coupled channels.
 
 The one file that imports torch-pruning. Its tracing changes modes, leaves layers half pruned when it fails and does not
 know frozen parameters, so it works on a copy; the network itself then takes the copy's widths and values.
 """
 
-import copy
 import math
 import warnings
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from fractions import Fraction
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
 from smallnets.errors import UserError
+from smallnets.pruning.channel_scores import FilterCriterion, filter_scores
+from smallnets.pruning.groups import Group, Part, Role, head_groups, proven
+from smallnets.pruning.prunable import plain
+from smallnets.pruning.trial import NoEffectWarning, bare_copy, blank_images, cannot_follow, require_shape
 from smallnets.surgery.widths import depthwise, fit_widths
 
-Criterion = Literal["l1", "random"]
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-class NoEffectWarning(UserWarning):
-    """Something was asked for that changed nothing."""
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 def prune_layers(
     net: nn.Module,
     ratios: Mapping[str, float],
-    criterion: Criterion = "l1",
+    criterion: FilterCriterion = "l1",
     image_size: int = 32,
     in_channels: int = 3,
     seed: int = 0,
@@ -53,7 +53,8 @@ def prune_layers(
         net: takes images (N, in_channels, image_size, image_size); convolutions and linear layers can be named.
         ratios: name or pattern (`stages.*.conv1`) -> share of the layer's channels to remove, from 0 to below 1, in
             this order; the layers of one pattern in the network's order.
-        criterion: which channels go: the smallest L1 norms of the filters, among equal ones the first; or "random".
+        criterion: which channels go, of the filters that the layer has then: the smallest L1 or L2 norms ("l1", "l2"),
+            those nearest to the others ("fpgm"), or "random"; among equal ones the first.
         image_size, in_channels: of an image that the network takes, to trace it.
         seed: of the random criterion; the draw depends on nothing else.
 
@@ -66,10 +67,10 @@ def prune_layers(
         NoEffectWarning: a ratio above 0 is less than one channel of its layer.
     """
     check_request(ratios, criterion)
-    original = getattr(net, "_orig_mod", net)  # a network under torch.compile
+    original = plain(net)  # a network under torch.compile
     steps = _steps(original, ratios)
-    work = _copy(original)
-    images = _images(work, image_size, in_channels)
+    work = bare_copy(original)
+    images = blank_images(work, image_size, in_channels)
     graph, shape = _traced(work, images)
     generator = torch.Generator().manual_seed(seed)
     for name, ratio in steps:
@@ -84,21 +85,91 @@ def prune_layers(
                 )
             continue
         try:
-            _remove(graph, layer, name, _chosen(layer.weight, number, criterion, generator))
+            order = torch.sort(filter_scores(layer.weight, criterion, generator), stable=True).indices
+            _remove(graph, layer, name, sorted(order[:number].tolist()))
         except UserError:
             raise
         except Exception as error:
-            raise _cannot_follow(original, f"removing channels of {name}", error) from error
-    _same_shape(original, work, images, shape)
+            raise cannot_follow(original, f"removing channels of {name}", error) from error
+    require_shape(original, work, images, shape)
     pruned = work.state_dict()
     fit_widths(original, pruned).load_state_dict(pruned)
     return net
 
 
+def channel_groups(net: nn.Module, image_size: int = 32, in_channels: int = 3) -> list[Group]:
+    """The groups of coupled channels of `net` that can be removed, in the network's order; `net` stays as it is.
+
+    Coupled are layers whose outputs are added to each other. A group is there when the network without some of its
+    channels computes what the network with zeros in their place does, which is tried with random weights. Left whole
+    are the logits, tokens and whatever else a LayerNorm or GroupNorm takes together, parameters that are no layer's,
+    grouped and transposed convolutions, sums of different widths (shortcut "A"), and channels that are tied in a way
+    that the graph does not know. Of this package's attention the heads are a group.
+
+    Raises UserError for a network that torch-pruning cannot follow, or that has no such group.
+    """
+    work = bare_copy(plain(net))
+    images = blank_images(work, image_size, in_channels)
+    graph, _ = _traced(work, images)
+    places = {name: place for place, (name, _) in enumerate(work.named_modules())}
+    found = list(head_groups(work))
+    heads = {group.name for group in found}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            traced = list(graph.get_all_groups())
+    except Exception as error:
+        raise cannot_follow(work, "its groups of channels", error) from error
+    for items in traced:
+        group = _group(work, graph, items, places)
+        if group is not None and group.width > 1 and heads.isdisjoint(group.layers):
+            found.append(group)
+    found = proven(work, sorted(found, key=lambda group: places[group.name]), images)
+    if not found:
+        raise UserError(f"{type(net).__name__} has no channels that can be removed")
+    return found
+
+
+def _group(net: nn.Module, graph: Any, items: Any, places: Mapping[str, int]) -> Group | None:
+    """The group that torch-pruning found, as a value; None if it is to be left whole."""
+    names = {module: name for name, module in net.named_modules()}
+    width, layers = len(items[0].idxs), []
+    parts: list[Part] = []
+    for item in items:
+        node, module = item.dep.target, item.dep.target.module
+        out = graph.is_out_channel_pruning_fn(item.dep.handler)
+        if module not in names:
+            if type(module).__name__ == "_OutputOp" or isinstance(module, nn.Parameter):
+                return None
+            continue
+        weighted = isinstance(module, (*_CONVS, nn.Linear))
+        if not weighted and not isinstance(module, _NORMS):
+            return None
+        if weighted and out and not node.outputs:
+            return None
+        if isinstance(module, _CONVS) and module.groups > 1 and not depthwise(module):
+            return None
+        name, rows = names[module], out or depthwise(module)
+        role: Role = "norm" if not weighted else "filter" if rows else "input"
+        units, index = torch.tensor(item.root_idxs), torch.tensor(item.idxs)
+        dim = 0 if rows or not weighted else 1
+        if role == "filter":
+            if len(module.weight) != width:
+                return None
+            layers.append(name)
+        for last, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if tensor.dim() > dim:
+                if int(index.max()) >= tensor.shape[dim]:
+                    return None
+                parts.append(Part(name, f"{name}.{last}" if name else last, dim, role, units, index))
+    layers.sort(key=places.__getitem__)
+    return Group(layers[0], width, tuple(layers), tuple(parts))
+
+
 def check_request(ratios: Mapping[str, float], criterion: str) -> None:
     """UserError for what `prune_layers` would refuse whatever the network."""
-    if criterion not in get_args(Criterion):
-        raise UserError(f"criterion must be one of {', '.join(get_args(Criterion))}, got {criterion!r}")
+    if criterion not in get_args(FilterCriterion):
+        raise UserError(f"criterion must be one of {', '.join(get_args(FilterCriterion))}, got {criterion!r}")
     for pattern, ratio in ratios.items():
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
             raise UserError(f"the ratio of {pattern!r} must be a number from 0 to below 1, got {ratio!r}")
@@ -125,30 +196,6 @@ def _steps(net: nn.Module, ratios: Mapping[str, float]) -> list[tuple[str, float
     return steps
 
 
-def _copy(net: nn.Module) -> nn.Module:
-    """A copy to work on: without hooks that watch `net`, and with every parameter part of the graph."""
-    if any(parameter.is_meta for parameter in net.parameters()):
-        raise UserError(f"{type(net).__name__} is on the meta device and has no weights to choose channels by")
-    work = copy.deepcopy(net)
-    for module in work.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key, hook in list(hooks.items()):
-                # torch's own hooks compute a module's weight and belong to its forward.
-                if not type(hook).__module__.startswith("torch.nn.utils"):
-                    del hooks[key]
-    for parameter in work.parameters():
-        parameter.grad = None
-        # torch-pruning follows the graph of autograd, in which a frozen layer does not appear.
-        if parameter.is_floating_point():
-            parameter.requires_grad_(True)
-    return work.eval()
-
-
-def _images(net: nn.Module, image_size: int, in_channels: int) -> Tensor:
-    like: Any = next(iter(net.parameters()), torch.zeros(()))
-    return torch.zeros(1, in_channels, image_size, image_size, dtype=like.dtype, device=like.device)
-
-
 def _traced(net: nn.Module, images: Tensor) -> tuple[Any, torch.Size]:
     """The dependency graph of `net`, and the shape of its output."""
     try:
@@ -163,25 +210,7 @@ def _traced(net: nn.Module, images: Tensor) -> tuple[Any, torch.Size]:
     except UserError:
         raise
     except Exception as error:  # whatever the code of a user's network raises
-        raise _cannot_follow(net, f"images of shape {list(images.shape)}", error) from error
-
-
-def _cannot_follow(net: nn.Module, where: str, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [""])[0]
-    return UserError(
-        f"{type(net).__name__}'s channels cannot be followed through its forward: {where}\n"
-        f"{type(error).__name__}: {reason}"
-    )
-
-
-def _chosen(weight: Tensor, number: int, criterion: Criterion, generator: torch.Generator) -> list[int]:
-    """Indices of the `number` output channels to remove, ascending: an exact count, also with ties."""
-    if criterion == "random":
-        order = torch.randperm(len(weight), generator=generator)
-    else:
-        norms = weight.detach().double().abs().flatten(1).sum(1).cpu()
-        order = torch.sort(norms, stable=True).indices
-    return sorted(order[:number].tolist())
+        raise cannot_follow(net, f"images of shape {list(images.shape)}", error) from error
 
 
 def _remove(graph: Any, layer: Any, name: str, channels: list[int]) -> None:
@@ -211,14 +240,3 @@ def _remove(graph: Any, layer: Any, name: str, channels: list[int]) -> None:
         if len(set(indices)) >= have:
             raise UserError(f"{name}: removing {len(channels)} of {width} channels would leave nothing of {where}")
     group.prune()
-
-
-def _same_shape(net: nn.Module, work: nn.Module, images: Tensor, shape: torch.Size) -> None:
-    """Runs the pruned copy once: its output must have the shape that it had."""
-    try:
-        with torch.no_grad():
-            came = work(images).shape
-    except Exception as error:
-        raise _cannot_follow(net, "the narrower network does not run", error) from error
-    if came != shape:
-        raise UserError(f"{type(net).__name__} would give an output of {list(came)} instead of {list(shape)}")

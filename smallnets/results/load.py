@@ -14,7 +14,7 @@ from smallnets.pruning.masks import Masks
 from smallnets.surgery.widths import fit_widths
 
 CHECKPOINT_KEY = "smallnets"
-_NET = "net."
+NET_PREFIX = "net."
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def network_of(checkpoint: dict[str, Any], path: str | Path, net: nn.Module | No
             f"{path} does not say how its network was built (a constructor argument without an attribute of its"
             f" name); give the network: load(path, net=MyNet(...))"
         )
-    state = {k.removeprefix(_NET): v for k, v in checkpoint["state_dict"].items() if k.startswith(_NET)}
+    state = {k.removeprefix(NET_PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(NET_PREFIX)}
     try:
         fit_widths(net, state)
     except UserError as error:

@@ -1,6 +1,6 @@
 """Rebuild a network with the widths that a state dict has."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,14 +9,16 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from smallnets.errors import UserError
+from smallnets.models.vit import Attention
 
 
 def fit_widths(net: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> nn.Module:
     """Gives every layer of `net`, in place, the widths of its tensors in `state`; returns `net`.
 
     A network whose channels were removed has the modules of the full one with narrower tensors. Widths are read from
-    the shapes alone: convolutions (depthwise ones too), linear layers, batch, instance and layer norms, and parameters
-    that a class of its own holds. Values are not loaded: layers whose width changes hold uninitialised values until
+    the shapes alone: convolutions (depthwise ones too), linear layers, batch, instance and layer norms, parameters that
+    a class of its own holds, and the number of heads of this package's attention, each of the width that it was built
+    with. Values are not loaded: layers whose width changes hold uninitialised values until
     `net.load_state_dict(state)`. Parameters that change are new objects, so an optimizer is to be built afterwards;
     they keep their type, device, memory format and `requires_grad`, and a tensor that several layers share stays
     shared. With `strict=False` names that only one side has are let pass.
@@ -30,6 +32,7 @@ def fit_widths(net: nn.Module, state: Mapping[str, Tensor], strict: bool = True)
     changed = list(_changed(net, state))
     for module, name, key in changed:
         _check(module, name, key, getattr(module, name), tuple(state[key].shape))
+    heads = dict(_heads(net, state))
     fresh: dict[int, Tensor] = {}
     for module, name, key in changed:
         old = getattr(module, name)
@@ -37,6 +40,8 @@ def fit_widths(net: nn.Module, state: Mapping[str, Tensor], strict: bool = True)
             fresh[id(old)] = _empty(old, tuple(state[key].shape))
         setattr(module, name, fresh[id(old)])
         _tell(module, name)
+    for attention, number in heads.items():
+        attention.heads = number
     return net
 
 
@@ -58,6 +63,20 @@ def _changed(net: nn.Module, state: Mapping[str, Tensor]) -> Any:
             key = f"{prefix}.{name}" if prefix else name
             if key in state and state[key].shape != tensor.shape:
                 yield module, name, key
+
+
+def _heads(net: nn.Module, state: Mapping[str, Tensor]) -> Iterator[tuple[Attention, int]]:
+    """(attention, number of heads that its q, k, v projection in `state` has); UserError for a part of a head."""
+    for prefix, module in net.named_modules():
+        key = f"{prefix}.qkv.weight" if prefix else "qkv.weight"
+        if isinstance(module, Attention) and isinstance(module.qkv, nn.Linear) and key in state:
+            number, rest = divmod(state[key].shape[0], 3 * module.head_width)
+            if rest or not number:
+                raise UserError(
+                    f"{key} has {state[key].shape[0]} rows in the checkpoint, which are no whole heads of"
+                    f" {module.head_width} channels for q, k and v"
+                )
+            yield module, number
 
 
 def _check(module: nn.Module, name: str, key: str, old: Tensor, shape: tuple[int, ...]) -> None:

@@ -1,0 +1,63 @@
+"""`save`: a network that was made or changed outside a run, as a checkpoint that `load` and `fit` take."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from smallnets.models.spec import spec_of
+from smallnets.pruning.masks import Masks
+from smallnets.pruning.prunable import plain
+from smallnets.results.load import CHECKPOINT_KEY, NET_PREFIX
+
+SCHEMA = 1
+
+
+def save(net: nn.Module, path: str | Path, *, masks: Masks | None = None, about: dict[str, Any] | None = None) -> Path:
+    """Writes `net` so that `smallnets.load(path)` gives it back from the file alone, its logits bitwise the same.
+
+    `smallnets fit --model.init_from=PATH` trains it further, with its widths and masks. Written by rename.
+
+    Args:
+        masks: weights that further training must keep at 0.0.
+        about: what is known of its data: `num_classes`, `image_size`, `in_channels`, `data`, `split_seed`, `mean`,
+            `std`, `classes`, as in a run's checkpoint under "smallnets"; missing ones are read off the network where
+            it has an attribute of the name.
+
+    Raises:
+        UserError: a mask of a layer that the network does not have, or has in another shape.
+        RunError: a masked weight is not 0.0.
+    """
+    net = plain(net)
+    if masks is not None:
+        masks.check(net)
+    known = {name: getattr(net, name, None) for name in ("num_classes", "image_size", "in_channels")}
+    lists: dict[str, Any] = {"data": None, "split_seed": None, "mean": [], "std": [], "classes": []}
+    entry = {
+        **known,
+        **lists,
+        **(about or {}),
+        "schema": SCHEMA,
+        "net": spec_of(net),
+        "masks": None if masks is None else masks.state_dict(),
+    }
+    state = {f"{NET_PREFIX}{name}": value.detach() for name, value in net.state_dict().items()}
+    write_checkpoint({"state_dict": state, CHECKPOINT_KEY: entry}, path)
+    return Path(path)
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Writes a checkpoint beside its place, flushes it to the disk and renames it.
+
+    A process killed at any moment leaves the previous file or the new one, never a part under the final name.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
