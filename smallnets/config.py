@@ -1,8 +1,9 @@
 """Names to classes: what the command line and the configs may abbreviate.
 
-`resnet20` stands for `smallnets.models.ResNet` with its numbers, `SGD` for `torch.optim.SGD`, `CIFAR10` for
-`smallnets.data.CIFAR10`, `StepLR` for `torch.optim.lr_scheduler.StepLR`. The abbreviations are written out before
-parsing, on the command line and in YAML alike, so that the parser sees class paths and nothing but.
+`resnet20` stands for `smallnets.models.ResNet` with its numbers, `quaternion_resnet20` for its conversion by
+`smallnets.surgery.Quaternion`, `SGD` for `torch.optim.SGD`, `CIFAR10` for `smallnets.data.CIFAR10`, `StepLR` for
+`torch.optim.lr_scheduler.StepLR`. The abbreviations are written out before parsing, on the command line and in YAML
+alike, so that the parser sees class paths and nothing but.
 """
 
 import difflib
@@ -23,10 +24,11 @@ LINKED = ("num_classes", "in_channels", "image_size")
 
 def expand_net(name: str) -> dict[str, Any]:
     """`resnet20` -> class path and *all* numbers of the constructor, so that nothing of an earlier choice stays."""
-    from smallnets import models
+    from smallnets.models.spec import find_class
+    from smallnets.surgery import names
 
-    spec = models.expand(name)
-    cls = getattr(models, spec["class_path"].rpartition(".")[2])
+    spec = names.expand(name)
+    cls = find_class(spec["class_path"])
     defaults = {
         p.name: p.default
         for p in inspect.signature(cls).parameters.values()

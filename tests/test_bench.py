@@ -55,6 +55,16 @@ BARS = {
     },
     "adabound": {"against its package": ("<=", 0.6), "against Adam": None, "operations": ("<=", 15)},
     "masks": {"masks": None, "torch.nn.utils.prune": None, "operations": ("<=", 1)},
+    "quaternion": {
+        "64 channels at 32 x 32, batch 128": ("<=", 1.03),
+        "64 channels at 32 x 32, batch 32": ("<=", 1.10),
+        "256 channels at 8 x 8, batch 128": ("<=", 1.03),
+        "256 channels at 8 x 8, batch 32": ("<=", 1.10),
+        "512 channels at 4 x 4, batch 128": None,
+        "512 channels at 4 x 4, batch 32": None,
+        "inference": None,
+        "inference, folded": ("<=", 1.02),
+    },
     "startup": {"--help": ("<=", 1.5), "first step": None},
 }
 

@@ -48,7 +48,9 @@ def test_other_limits_are_refused_in_one_line(given: object) -> None:
 
 
 def test_a_budget_needs_a_limit() -> None:
-    with pytest.raises(UserError, match="at least one limit of parameters, nonzero_parameters, macs, bytes, got none"):
+    with pytest.raises(
+        UserError, match="at least one limit of parameters, nonzero_parameters, macs, bytes, activation_bytes, got"
+    ):
         Budget()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from smallnets.bench.rows import Row
+from smallnets.measure.latency import alternate as alternate
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,6 @@ def timed(work: Callable[[], Any], device: torch.device, times: int = 1) -> Call
         return (clock(device) - start) / times
 
     return measure
-
-
-def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """The seconds that each side returns, round by round: A B, B A, A B, ..., so that a drift meets both alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds):
-        for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
-            seconds[name].append(sides[name]())
-    return seconds
 
 
 def compare(name: str, seconds: Mapping[str, Sequence[float]], a: str, b: str, note: str) -> Row:

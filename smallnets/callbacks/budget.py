@@ -25,6 +25,7 @@ class ParameterBudget(Callback):
         nonzero_parameters: those that are not exactly 0.
         macs: multiply-accumulates of one image.
         bytes: of the stored network.
+        activation_bytes: of the activations that one image's inference holds at once.
 
     Raises:
         UserError: no limit at all, or one that is not a number.
@@ -37,8 +38,9 @@ class ParameterBudget(Callback):
         nonzero_parameters: int | str | None = None,
         macs: int | str | None = None,
         bytes: int | str | None = None,
+        activation_bytes: int | str | None = None,
     ) -> None:
-        self.budget = Budget(parameters=parameters, nonzero_parameters=nonzero_parameters, macs=macs, bytes=bytes)
+        self.budget = Budget(parameters, nonzero_parameters, macs, bytes, activation_bytes)
         self._checked = False
 
     def check(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Counts:
@@ -66,6 +68,6 @@ class ParameterBudget(Callback):
             return
         counts = self.check(trainer, pl_module)
         self._checked = True
-        names = ("parameters", "nonzero_parameters", "macs", "bytes")
+        names = ("parameters", "nonzero_parameters", "macs", "bytes", "activation_bytes")
         for logger in trainer.loggers:
             logger.log_metrics({f"budget/{name}": getattr(counts, name) for name in names}, step=trainer.global_step)

@@ -35,7 +35,8 @@ def _limit(name: str, value: Any) -> int:
 
 @dataclass(frozen=True)
 class Budget:
-    """Upper limits, at least one of them: all trainable parameters, those not 0, MACs of one image, stored bytes.
+    """Upper limits, at least one of them: all trainable parameters, those not 0, MACs of one image, stored bytes,
+    and bytes of activations that one image's inference holds at once (`Counts.activation_bytes`).
 
     A limit is a whole number or a string with K = 1e3, M = 1e6 or G = 1e9, such as "5M"; it is kept as the number. A
     network exactly at its limit is within it. Raises UserError for a limit that is not such a number, or none at all.
@@ -45,6 +46,7 @@ class Budget:
     nonzero_parameters: int | str | None = None
     macs: int | str | None = None
     bytes: int | str | None = None
+    activation_bytes: int | str | None = None
 
     def __post_init__(self) -> None:
         names = [field.name for field in fields(self)]
@@ -72,13 +74,13 @@ class Budget:
         """Raise BudgetExceeded when `counts`, those of the network called `name`, exceed a limit.
 
         The message gives the counts, the limits, and the three layers that are largest in the first count exceeded
-        (in parameters for bytes).
+        (in parameters for bytes and activation bytes).
         """
         broken = self.check(counts)
         if not broken:
             return
         first = next(iter(self.over(counts)))
-        by = "parameters" if first == "bytes" else first
+        by = "parameters" if first in ("bytes", "activation_bytes") else first
         layers = counts.largest(3, by=by)
         largest = ", ".join(f"{layer.name or layer.kind} {getattr(layer, by):,}" for layer in layers)
         raise BudgetExceeded(f"{name} is over its budget: {'; '.join(broken)}\nlargest layers by {by}: {largest}")

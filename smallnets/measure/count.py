@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from smallnets.errors import UserError
+from smallnets.measure.ops import Recorder, Recording
 from smallnets.measure.size import stored_bytes
 
 
@@ -44,6 +45,8 @@ class Counts:
     macs: int
     bytes: int
     layers: tuple[LayerCount, ...]
+    # The most bytes of activations in memory at once; see `smallnets.measure.memory`.
+    activation_bytes: int = 0
 
     @property
     def flops(self) -> int:
@@ -107,8 +110,13 @@ class _Meter:
         return hook
 
 
-def _trace(net: nn.Module, image_size: int, in_channels: int) -> tuple[int, _Meter]:
-    """Total MACs of one image, and the meter that watched; UserError when the network cannot run on it."""
+def record(net: nn.Module, image_size: int = 32, in_channels: int = 3) -> Recording:
+    """The operations of one image's inference; `net` is not run and not changed. UserError when it cannot run on it."""
+    return _trace(getattr(net, "_orig_mod", net), image_size, in_channels)[2]
+
+
+def _trace(net: nn.Module, image_size: int, in_channels: int) -> tuple[int, _Meter, Recording]:
+    """Total MACs of one image, the meter that watched, the operations; UserError when the network cannot run on it."""
     shape = (1, in_channels, image_size, image_size)
     try:
         bare = _on_meta(net)
@@ -116,13 +124,14 @@ def _trace(net: nn.Module, image_size: int, in_channels: int) -> tuple[int, _Met
         images = torch.empty(shape, device="meta", dtype=next(floating, torch.get_default_dtype()))
         mode = FlopCounterMode(display=False)
         meter = _Meter(bare, mode)
+        recorder = Recorder(bare, images)
         # Tensors that a forward creates must be on the meta device too.
-        with torch.no_grad(), torch.device("meta"), mode:
-            bare(images)
+        with torch.no_grad(), torch.device("meta"), mode, recorder:
+            outcome = bare(images)
     except Exception as error:  # whatever the code of a user's network raises
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UserError(f"{type(net).__name__} cannot run on an input of shape {shape}:\n{reason}") from error
-    return mode.get_total_flops() // 2, meter
+    return mode.get_total_flops() // 2, meter, recorder.recording(outcome)
 
 
 def _nonzero(parameter: Tensor) -> int:
@@ -137,7 +146,7 @@ def count(net: nn.Module, image_size: int = 32, in_channels: int = 3) -> Counts:
     forward runs on a copy on the meta device in eval mode. Raises UserError when `net` cannot run on such an image.
     """
     net = getattr(net, "_orig_mod", net)  # a network under torch.compile
-    macs, meter = _trace(net, image_size, in_channels)
+    macs, meter, recording = _trace(net, image_size, in_channels)
     layers: list[LayerCount] = []
     seen: set[int] = set()
     for name, module in net.named_modules():
@@ -159,4 +168,5 @@ def count(net: nn.Module, image_size: int = 32, in_channels: int = 3) -> Counts:
         macs=macs,
         bytes=stored_bytes(net),
         layers=tuple(layers),
+        activation_bytes=recording.peak_bytes(),
     )

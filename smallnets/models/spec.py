@@ -29,8 +29,9 @@ def _plain(value: Any) -> Any:
 
 def class_path(cls: type) -> str:
     """The dotted path under which `cls` is imported; this package's networks by their public one."""
-    if cls.__module__.startswith("smallnets.models."):
-        return f"smallnets.models.{cls.__qualname__}"
+    for room in ("smallnets.models", "smallnets.surgery"):
+        if cls.__module__.startswith(f"{room}."):
+            return f"{room}.{cls.__qualname__}"
     return f"{cls.__module__}.{cls.__qualname__}"
 
 

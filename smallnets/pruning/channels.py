@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from smallnets.errors import UserError
+from smallnets.layers import QuaternionConv2d, QuaternionLinear
 from smallnets.pruning.channel_scores import ChannelCriterion, channel_scores, check_criterion
 from smallnets.pruning.criteria import Batches, Loss
 from smallnets.pruning.groups import Group
@@ -88,9 +89,8 @@ def chosen_groups(net: nn.Module, exclude: Sequence[str], image_size: int, in_ch
     """
     if isinstance(exclude, str):
         raise UserError(f"exclude takes a list of patterns, got the string {exclude!r}")
-    layers = [
-        name for name, module in net.named_modules() if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))
-    ]
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, QuaternionConv2d, QuaternionLinear)
+    layers = [name for name, module in net.named_modules() if isinstance(module, kinds)]
     for pattern in exclude:
         if not any(_fits(name, pattern) for name in layers):
             raise UserError(

@@ -3,12 +3,12 @@
 Each takes a network and, if only some layers are meant or weights are already removed, its masks; it returns
 name -> scores of the weight's shape, which `select` turns into masks. A criterion that needs data takes batches of
 (images, targets) and `loss(logits, targets)`, a mean over the images of a batch; several batches count as one, each by
-its number of images. Gradients are taken in the mode (training or evaluation) that the network is in.
+its number of images. Gradients are taken in the mode (training or evaluation) that the network is in, and in the
+precision of its weights, whatever autocasting is on.
 
 Law: scoring leaves weights, buffers, gradients, `requires_grad`, modes and torch's random state exactly as they were.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from smallnets.errors import UserError
 from smallnets.pruning.masks import Masks
 from smallnets.pruning.prunable import plain
-from smallnets.pruning.select import kept_of, select
+from smallnets.pruning.select import select_in_rounds
 
 Scores = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -106,7 +106,7 @@ def synflow(
     In each round the score |w dR/dw| is taken anew, with R the sum of the logits for an image of ones when every
     parameter and running statistic is replaced by its absolute value, in double precision and evaluation mode; what
     scores highest over all layers is kept. The density falls from that of `masks` (1 without them) to the target
-    exponentially: after round k of n it is initial * (target / initial)^(k / n). The last count is exact.
+    exponentially, as in `select_in_rounds`. The last count is exact.
 
     Args:
         density, kept: what is asked, one of them, as in `select`.
@@ -116,20 +116,12 @@ def synflow(
     Raises:
         UserError: rounds below 1, or what `select` refuses.
     """
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise UserError(f"rounds must be a whole number, 1 or more, got {rounds!r}")
+
+    def scores(masks: Masks) -> Scores:
+        return synflow_scores(net, masks, in_channels=in_channels, image_size=image_size)
+
     masks = Masks.dense(net) if masks is None else masks
-    if kept is None and density is not None:
-        kept = kept_of(masks.total, density)
-    # What cannot be had is refused before the first round, whatever the scores are.
-    select(magnitude(net, masks), kept=kept, floor=floor, masks=masks)
-    assert kept is not None
-    initial = masks.kept
-    for k in range(1, rounds + 1):
-        now = kept if k == rounds else math.ceil(initial * (kept / max(initial, 1)) ** (k / rounds))
-        scores = synflow_scores(net, masks, in_channels=in_channels, image_size=image_size)
-        masks = select(scores, kept=min(masks.kept, max(now, kept)), floor=floor, masks=masks)
-    return masks
+    return select_in_rounds(scores, rounds, masks, density=density, kept=kept, floor=floor)
 
 
 def synflow_scores(net: nn.Module, masks: Masks | None = None, in_channels: int = 3, image_size: int = 32) -> Scores:
@@ -230,6 +222,7 @@ def _differentiable(net: nn.Module, masks: Masks | None) -> Iterator[tuple[Score
         torch.random.fork_rng(cuda),
         torch.inference_mode(False),
         torch.enable_grad(),
+        torch.autocast(next(iter(named.values())).device.type, enabled=False),
         sdpa_kernel(SDPBackend.MATH),
     ):
         # Dropout draws alike on every rank. Not torch.manual_seed: it reaches devices that are not put back.

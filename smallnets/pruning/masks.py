@@ -176,6 +176,17 @@ class Masks(Mapping[str, Tensor]):
             factors = [self._factor(name, value) for (name, _), value in remembered.items()]
             torch._foreach_mul_(list(remembered.values()), factors)
 
+    @torch.no_grad()
+    def apply_to_values_(self, values: Mapping[str, Tensor]) -> None:
+        """Sets masked entries of tensors that belong to weights, by the weights' names, to 0.0, in place (an average).
+
+        UserError for a name without a mask, or another shape.
+        """
+        for name, value in values.items():
+            if name not in self._masks or value.shape != self._masks[name].shape:
+                raise UserError(f"there is no mask for {name} of {_sizes(value)}")
+        self._multiply_(values)
+
     def check(self, net: nn.Module) -> None:
         """RunError, with the layer and how many, if a masked weight of `net` is anything else than 0.0."""
         with torch.no_grad():

@@ -8,8 +8,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
 
 from smallnets.errors import UserError
+from smallnets.layers.quaternion import QuaternionConv2d, QuaternionLinear
 
-_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+_WEIGHTED = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
+    QuaternionConv2d, QuaternionLinear,
+)  # fmt: skip
 _NEVER = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
 # Learned tensors that are added to the activations like a bias, whatever their number of dimensions.
 _ADDED = ("pos_embed", "position", "cls_token", "class_token")

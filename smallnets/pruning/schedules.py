@@ -165,6 +165,36 @@ def cubic(final: float, end: str, start: str = "0it", every: str = "1it", initia
     return Ramp("cubic", final, end, start, every, initial)
 
 
+def schedule_of(
+    curve: Literal["one_shot"] | Curve,
+    density: float,
+    at: str | None = None,
+    start: str | None = None,
+    end: str | None = None,
+    every: str | None = None,
+    initial: float = 1.0,
+) -> Schedule:
+    """A schedule by the name of its curve: `one_shot` takes `at`; the others take `end`, and may take `start` (`0it`),
+    `every` (`1ep`) and `initial`.
+
+    Raises UserError for a time that is missing or that the curve does not take, and what `OneShot` and `Ramp` refuse.
+    """
+    _check_density("density", density)
+    if curve == "one_shot":
+        if at is None:
+            raise UserError("a one_shot schedule needs `at`: 0it is before training, 500it or 2ep later")
+        if given := [name for name, time in {"start": start, "end": end, "every": every}.items() if time is not None]:
+            raise UserError(f"a one_shot schedule has `at` and no {given[0]}; a linear, geometric or cubic one has")
+        if initial != 1:
+            raise UserError(f"a one_shot schedule has no initial density, got {initial}")
+        return OneShot(density, at)
+    if at is not None:
+        raise UserError(f"`at` is for one_shot; a {curve} schedule has start and end")
+    if end is None:
+        raise UserError(f"a {curve} schedule needs `end`: 500it or 2ep")
+    return Ramp(curve, density, end, start or "0it", every or "1ep", initial)
+
+
 def _check_density(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or not 0 <= value <= 1:
         raise UserError(f"{name} must be a density from 0 to 1, the share that is kept, got {value!r}")

@@ -5,9 +5,9 @@ so that ties change nothing. All arithmetic on densities is that of the decimals
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -85,6 +85,38 @@ def select(
         shares = {name: sum(each.shape) for name, each in scores.items()} if densities == "erk" else totals
         counts = apportion(target, shares, dict.fromkeys(have, floor), have)
     return Masks({name: _best(scores[name], alive[name], counts[name]) for name in scores})
+
+
+def select_in_rounds(
+    score: Callable[[Masks], Mapping[str, Tensor]],
+    rounds: int,
+    masks: Masks,
+    *,
+    density: float | None = None,
+    kept: int | None = None,
+    scope: Scope = "global",
+    densities: Literal["uniform", "erk"] | None = None,
+    floor: int = 1,
+) -> Masks:
+    """Masks by scores that are taken anew in each round, on the way from `masks` to the count that is asked for.
+
+    After round k of n, initial * (kept / initial)^(k / n) weights are kept, rounded up; the last count is exact. With
+    one round it is `select(score(masks), ...)`. `score` gets the masks of the round before.
+
+    Raises:
+        UserError: rounds below 1, or what `select` refuses, found before anything is scored.
+    """
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise UserError(f"rounds must be a whole number, 1 or more, got {rounds!r}")
+    how: dict[str, Any] = {"scope": scope, "densities": densities, "floor": floor}
+    # What cannot be had is refused whatever the scores are.
+    flat = {name: mask.float() for name, mask in masks.items()}
+    kept = select(flat, density=density, kept=kept, masks=masks, **how).kept
+    initial = masks.kept
+    for k in range(1, rounds + 1):
+        now = kept if k == rounds else math.ceil(initial * (kept / max(initial, 1)) ** (k / rounds))
+        masks = select(score(masks), kept=min(masks.kept, max(now, kept)), masks=masks, **how)
+    return masks
 
 
 def next_kept(kept: int, p: float) -> int:

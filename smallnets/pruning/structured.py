@@ -20,7 +20,9 @@ from smallnets.errors import UserError
 from smallnets.pruning.channel_scores import FilterCriterion, filter_scores
 from smallnets.pruning.groups import Group, Part, Role, head_groups, proven
 from smallnets.pruning.prunable import plain
+from smallnets.pruning.quaternion_channels import quaternion_groups
 from smallnets.pruning.trial import NoEffectWarning, bare_copy, blank_images, cannot_follow, require_shape
+from smallnets.surgery.quaternion import Quaternion
 from smallnets.surgery.widths import depthwise, fit_widths
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -104,11 +106,14 @@ def channel_groups(net: nn.Module, image_size: int = 32, in_channels: int = 3) -
     channels computes what the network with zeros in their place does, which is tried with random weights. Left whole
     are the logits, tokens and whatever else a LayerNorm or GroupNorm takes together, parameters that are no layer's,
     grouped and transposed convolutions, sums of different widths (shortcut "A"), and channels that are tied in a way
-    that the graph does not know. Of this package's attention the heads are a group.
+    that the graph does not know. Of this package's attention the heads are a group. Of a quaternion network a unit is
+    a quaternion channel, four real ones.
 
     Raises UserError for a network that torch-pruning cannot follow, or that has no such group.
     """
-    work = bare_copy(plain(net))
+    if isinstance(whole := plain(net), Quaternion):
+        return quaternion_groups(whole, channel_groups, image_size)
+    work = bare_copy(whole)
     images = blank_images(work, image_size, in_channels)
     graph, _ = _traced(work, images)
     places = {name: place for place, (name, _) in enumerate(work.named_modules())}

@@ -30,6 +30,10 @@ def _parser() -> _Parser:
         epilog="parts: " + "; ".join(f"{name}: {text}" for name, text in PARTS.items()),
     )
     parser.add_argument("--only", metavar="NAME[,NAME]", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument(
+        "--ckpt", action="append", default=[], metavar="FILE", help="instead of the parts: time the inference of these"
+        " checkpoints and exported files by turns, each against the first (give it once for each file)",
+    )  # fmt: skip
     parser.add_argument("--repeats", type=int, metavar="N", help="rounds of each comparison (default: each part's own)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of torch on the CPU (default: 1)")
     parser.add_argument(
@@ -51,7 +55,9 @@ def run(argv: Sequence[str]) -> int:
         options = _parser().parse_args(list(argv))
     except SystemExit as end:  # --help has been printed
         return int(end.code or 0)
-    parts = _parts(options.only)
+    if options.ckpt and options.only:
+        raise UserError("smallnets bench: --ckpt and --only exclude each other")
+    parts = [] if options.ckpt else _parts(options.only)
     for name in ("repeats", "threads"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"smallnets bench: --{name} is 1 or more, not {value}")
@@ -63,6 +69,11 @@ def run(argv: Sequence[str]) -> int:
         machine = describe_machine(settings.device)
         if not options.json:
             print(_machine_line(machine), flush=True)
+        if options.ckpt:
+            rows = import_module("smallnets.bench.files").measure(settings, options.ckpt)
+            found += [("files", row) for row in rows]
+            if not options.json:
+                print("\n".join(map(_line, rows)), flush=True)
         for part in parts:
             print(f"bench: {part}: {PARTS[part]}", file=sys.stderr, flush=True)
             rows = import_module(f"smallnets.bench.{part}").measure(settings)
@@ -74,7 +85,7 @@ def run(argv: Sequence[str]) -> int:
         stated |= {"repeats": settings.repeats, "quick": settings.quick}
         rows_of_all = [{"part": part, **row.plain()} for part, row in found]
         print(json.dumps({"machine": machine, "settings": stated, "rows": rows_of_all}, indent=2))
-    else:
+    elif parts:
         bars = [row.bar for _, row in found if row.bar]
         quick = "; --quick: the figures mean little" if settings.quick else ""
         print(f"\n{sum(bar.met for bar in bars)} of {len(bars)} bars met in this run{quick}")

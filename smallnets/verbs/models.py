@@ -10,8 +10,9 @@ import torch
 
 from smallnets.errors import UserError
 from smallnets.measure import count
-from smallnets.models import NETWORKS, make, network
+from smallnets.models import NETWORKS, network
 from smallnets.models.spec import class_path
+from smallnets.surgery.names import make, split_name
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,7 +27,13 @@ def _parser() -> _Parser:
         prog="smallnets models",
         description="Every named network with its exact counts. MACs are those of one image; FLOPs = 2 MACs.",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="networks to show (default: all)")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="networks to show (default: all); quaternion_NAME is NAME's quaternion form, gray_NAME NAME on images and"
+        " their gray",
+    )
     parser.add_argument("--num_classes", type=int, metavar="N", help="classes (default: both 10 and 100)")
     parser.add_argument("--json", action="store_true", help="a list of objects, one for each network and class count")
     return parser
@@ -36,7 +43,8 @@ def rows(names: Sequence[str], class_counts: Sequence[int]) -> list[dict[str, An
     """One object for each network and number of classes, counted on the meta device. UserError for an unknown name."""
     found = []
     for name in names:
-        entry = network(name)
+        conversion, real = split_name(name)
+        entry = network(real)
         for num_classes in class_counts:
             with torch.device("meta"):
                 net = make(name, num_classes)
@@ -47,7 +55,7 @@ def rows(names: Sequence[str], class_counts: Sequence[int]) -> list[dict[str, An
                     "num_classes": num_classes,
                     "parameters": counts.parameters,
                     "macs": counts.macs,
-                    "class_path": class_path(entry.cls),
+                    "class_path": class_path(conversion or entry.cls),
                     "image_size": entry.image_size,
                     "in_channels": entry.in_channels,
                 }

@@ -45,7 +45,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config of `fit`; only net and data are read")
     parser.add_argument("--ckpt_path", type=str | None, default=None, help="show the network of a checkpoint")
     parser.add_argument("--json", action="store_true", help="one object instead of a table")
-    for limit in ("parameters", "nonzero_parameters", "macs", "bytes"):
+    for limit in ("parameters", "nonzero_parameters", "macs", "bytes", "activation_bytes"):
         parser.add_argument(f"--budget.{limit}", type=int | str | None, default=None, help="at most: 1000000, 1M, 200k")
     parser.add_subclass_arguments(nn.Module, "model.net", required=False, help="a named network or a class path")
     parser.add_subclass_arguments(ImageData, "data", required=False, help="data set that sets classes and image size")
@@ -85,6 +85,7 @@ def _object(name: str, net: nn.Module, counts: Counts, limits: dict[str, Any], b
         "macs": counts.macs,
         "flops": counts.flops,
         "bytes": counts.bytes,
+        "activation_bytes": counts.activation_bytes,
         "budget": limits,
         "over_budget": broken,
         "layers": [vars(layer) for layer in counts.layers],

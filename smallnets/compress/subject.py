@@ -1,0 +1,82 @@
+"""What is exported: a checkpoint's network with all that its user must know."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from smallnets.models.name import name_of
+from smallnets.results.load import CHECKPOINT_KEY, network_of, read_checkpoint
+from smallnets.results.row import read_row
+from smallnets.results.run import RunFolder
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and the images that it was trained for.
+
+    Attributes:
+        net: in eval mode on the CPU.
+        name: the network's.
+        image_size, in_channels: of its images.
+        mean, std: of each channel, for pixels in [0, 1]; empty where the checkpoint does not know its data.
+        classes: names in the order of the logits; empty likewise.
+        data, split_seed: the data set's name, and the seed of its split; None where they are not known.
+        checkpoint: the file that it came from.
+        row: the run's row; None where the checkpoint lies in no run that has ended.
+    """
+
+    net: nn.Module
+    name: str
+    image_size: int
+    in_channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    data: str | None
+    split_seed: int | None
+    checkpoint: Path
+    row: dict[str, Any] | None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, rows, columns) of one image."""
+        return self.in_channels, self.image_size, self.image_size
+
+    def made_up_images(self, number: int, seed: int = 0) -> Tensor:
+        """`number` images of random pixels, normalised as the data are: for comparing logits without the data."""
+        pixels = torch.rand(number, *self.shape, generator=Generator().manual_seed(seed))
+        mean, std = ((torch.tensor(v or d).view(-1, 1, 1)) for v, d in ((self.mean, (0.5,)), (self.std, (0.25,))))
+        return (pixels - mean) / std
+
+
+def read_subject(path: str | Path, net: nn.Module | None = None) -> Subject:
+    """The network of a checkpoint, rebuilt from the file alone, with what the file and its run say of it.
+
+    Args:
+        path: a checkpoint that a run wrote.
+        net: a network to load into, for a class whose arguments cannot be read back (see `smallnets.load`).
+
+    Raises:
+        UserError: no such file, or not a checkpoint of smallnets.
+        RunError: the file is cut short or damaged.
+    """
+    checkpoint = read_checkpoint(path)
+    about = checkpoint[CHECKPOINT_KEY]
+    loaded = network_of(checkpoint, path, net)
+    folder = RunFolder.owning(Path(path))
+    return Subject(
+        net=loaded,
+        name=name_of(loaded),
+        image_size=about["image_size"] or 32,
+        in_channels=about["in_channels"] or 3,
+        mean=tuple(about["mean"]),
+        std=tuple(about["std"]),
+        classes=tuple(about["classes"]),
+        data=about["data"],
+        split_seed=about["split_seed"],
+        checkpoint=Path(path),
+        row=read_row(folder.path) if folder else None,
+    )

@@ -1,0 +1,241 @@
+"""`smallnets export`: a checkpoint as a file for a device, proved to agree with the network, with a card beside it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from torch import Tensor
+
+from smallnets.bench.machine import describe_machine
+from smallnets.compress.card import Facts, card
+from smallnets.compress.export import DTYPES, prepared, to_file
+from smallnets.compress.runtime import FORMATS, Exported, open_exported, require
+from smallnets.compress.subject import Subject, read_subject
+from smallnets.compress.verify import Agreement, accuracy, compare_logits
+from smallnets.config import expand_arguments
+from smallnets.data import ImageData, normalise
+from smallnets.errors import UserError
+from smallnets.measure import count
+from smallnets.measure.latency import Latency, all_threads, latencies, latency_of, torch_threads
+from smallnets.measure.memory import memory
+from smallnets.measure.micronet import micronet_score
+from smallnets.results.row import write_text
+from smallnets.results.run import RunFolder
+from smallnets.verbs.messages import as_user_errors, parser_message, short_warnings
+from smallnets.verbs.score import course_scores
+
+_BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8}
+_COMPARED = 64  # images whose logits are compared
+_BATCHES = (1, 32)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Writes the file and FILE.md; leaves neither if the file, in its own runtime, gives other logits (exit 1)."""
+    parser = _parser()
+    if any(a in ("-h", "--help") for a in argv):
+        parser.print_help()
+        return 0
+    with short_warnings(), as_user_errors():
+        options = _options(parser, list(argv))
+        out = _checked(options)
+        subject = read_subject(options.checkpoint)
+        images = _Images(parser, options, subject)
+        calibration = images.of("train", options.calibration)[0] if options.dtype == "int8" else None
+        notes = {"net": subject.name, "mean": str(list(subject.mean)), "std": str(list(subject.std))}
+        notes["classes"] = ", ".join(subject.classes)
+        page = out.with_name(out.name + ".md")
+        with _beside(out) as part:
+            to_file(subject.net, part, subject.shape, options.format, options.dtype, calibration, notes)
+            agreement, compared_on, found = _verify(subject, part, options, images)
+            facts = _facts(subject, part, options, agreement, compared_on, found)
+            write_text(page, card(subject, facts, out))
+            part.replace(out)
+        _say(out, page, facts)
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="smallnets export", exit_on_error=False, description=run.__doc__)
+    parser.add_argument("checkpoint", type=str, metavar="CKPT", help="a checkpoint that a run wrote")
+    parser.add_argument("--format", type=str, default="onnx", help=f"one of {', '.join(FORMATS)} (default: onnx)")
+    parser.add_argument("--output", type=str, default="", metavar="FILE", help=f"ends in {', '.join(FORMATS.values())}")
+    allowed = "; ".join(f"{name}: {', '.join(of)}" for name, of in DTYPES.items())
+    parser.add_argument("--dtype", type=str, default="fp32", help=f"of weights and arithmetic ({allowed})")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument(
+        "--verify", type=str, default="logits", metavar="logits|full",
+        help=f"logits: of {_COMPARED} images; full: of all validation images, and the accuracy of file and network (the"
+        " test set is for `smallnets test` alone)",
+    )  # fmt: skip
+    parser.add_argument("--calibration", type=int, default=512, metavar="N", help="training images for int8")
+    parser.add_argument("--calls", type=int, default=50, metavar="N", help="timed calls for each latency; 0: none")
+    parser.add_argument("--licence", type=str | None, default=None, help="of the weights, for the card")
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config of `fit`; only its data are read")
+    parser.add_subclass_arguments(ImageData, "data", required=False, help="by default those of the checkpoint's run")
+    return parser
+
+
+def _options(parser: ArgumentParser, argv: list[str]) -> Namespace:
+    """The command line, over the configuration of the run that the checkpoint belongs to."""
+
+    def data_alone(config: dict[str, Any]) -> dict[str, Any]:
+        return {"data": config["data"]} if config.get("data") else {}
+
+    try:
+        given = [a for a in argv if a.endswith(".ckpt") and not a.startswith("-")]
+        owner = RunFolder.owning(Path(given[0])) if given else None
+        config = ["--config", str(owner.config)] if owner else []
+        return parser.parse_args(expand_arguments([*config, *argv], keep=data_alone))
+    except ArgumentError as error:
+        raise UserError(parser_message(str(error))) from error
+
+
+def _checked(options: Namespace) -> Path:
+    """The output's path; UserError for anything that can be known to fail before the work begins."""
+    if options.format not in FORMATS:
+        raise UserError(f"--format is one of {', '.join(FORMATS)}, got {options.format!r}")
+    if options.dtype not in DTYPES[options.format]:
+        raise UserError(
+            f"--dtype of {options.format} is one of {', '.join(DTYPES[options.format])}, got {options.dtype!r}"
+        )
+    if options.verify not in ("logits", "full"):
+        raise UserError(f"--verify is logits or full, got {options.verify!r}")
+    if options.dtype == "int8" and options.calibration < 1:
+        raise UserError(f"--calibration: int8 needs at least one training image, got {options.calibration}")
+    suffix = FORMATS[options.format]
+    if not options.output.endswith(suffix):
+        raise UserError(f"--output: a file of {options.format} ends in {suffix}, got {options.output or 'none'}")
+    out = Path(options.output)
+    if not out.parent.is_dir():
+        raise UserError(f"--output {out}: there is no folder {out.parent}")
+    for path in (out, out.with_name(out.name + ".md")):
+        if path.exists() and not options.overwrite:
+            raise UserError(f"{path} is there already; --overwrite replaces it")
+    require(options.format)
+    return out
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A name beside `out` with its suffix; whatever lies there at the end is gone."""
+    part = out.with_name(f".{out.stem}.unverified{out.suffix}")
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class _Images:
+    """Training and validation images of the run's own split, read when they are first asked for."""
+
+    def __init__(self, parser: ArgumentParser, options: Namespace, subject: Subject) -> None:
+        self._parser, self._options, self._subject = parser, options, subject
+        self._data: ImageData | None = None
+
+    def of(self, split: str, number: int | None) -> tuple[Tensor, Tensor]:
+        """The first `number` images of a split, normalised as the checkpoint says and never augmented, and labels."""
+        data = self._data = self._data or self._read()
+        loader = data.train_dataloader() if split == "train" else data.val_dataloader()
+        images, labels, have = [], [], 0
+        for pixels, known, _ in loader:
+            images.append(normalise(pixels, self._subject.mean or data.mean, self._subject.std or data.std))
+            labels.append(known)
+            have += len(known)
+            if number is not None and have >= number:
+                break
+        return torch.cat(images)[:number], torch.cat(labels)[:number]
+
+    def _read(self) -> ImageData:
+        if self._options.get("data") is None:
+            raise UserError(
+                f"{self._subject.checkpoint} lies in no run's folder, so its data are not known: give --data=NAME"
+                " or --config FILE"
+            )
+        data: ImageData = self._parser.instantiate_classes(self._options).data
+        for option, has, wants in (
+            ("", data.name, self._subject.data),
+            (".split_seed", data.split_seed, self._subject.split_seed),
+        ):
+            if wants is not None and has != wants:
+                raise UserError(f"--data{option}={has}: {self._subject.checkpoint} was trained with {wants}")
+        data.augment = []
+        data.prepare_data()
+        data.setup("fit")
+        return data
+
+
+def _verify(
+    subject: Subject, part: Path, options: Namespace, images: _Images
+) -> tuple[Agreement, str, dict[str, float]]:
+    """Agreement of logits, the images in words, and accuracies if asked for. RunError unless the logits agree."""
+    file = open_exported(part)
+    found: dict[str, float] = {}
+    if options.verify == "full":
+        compared, labels = images.of("val", None)
+        words = "validation images"
+        found = {"network": accuracy(subject.net, compared, labels), "file": accuracy(file, compared, labels)}
+    elif options.dtype == "int8":
+        # Ranges were taken from images like these; noise would lie outside of them.
+        compared, words = images.of("val", _COMPARED)[0], "validation images"
+    else:
+        compared, words = subject.made_up_images(_COMPARED), "images of random pixels"
+    agreement = compare_logits(subject.net, file, compared)
+    agreement.require(options.dtype, Path(options.output).name)
+    return agreement, words, found
+
+
+def _facts(
+    subject: Subject, part: Path, options: Namespace, agreement: Agreement, words: str, found: dict[str, float]
+) -> Facts:
+    size, channels, bits = subject.image_size, subject.in_channels, _BITS[options.dtype]
+    counts, folded = count(subject.net, size, channels), prepared(subject.net)
+    machine = describe_machine(torch.device("cpu"))
+    return Facts(
+        format=options.format,
+        dtype=options.dtype,
+        size=part.stat().st_size,
+        counts=counts,
+        memory=memory(folded, size, channels),
+        course=course_scores(counts.parameters, counts.nonzero_parameters, counts.macs, bits, bits),
+        micronet=micronet_score(folded, size, channels, bits, bits),
+        most=open_exported(part).most,
+        agreement=agreement,
+        compared_on=words,
+        val_accuracy=found,
+        latencies=_latencies(subject, part, options.calls) if options.calls > 0 else (),
+        machine=f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']}, torch {torch.__version__}",
+        licence=options.licence,
+    )
+
+
+def _latencies(subject: Subject, part: Path, calls: int) -> list[tuple[int, str, Latency]]:
+    """Each batch size on one thread and on all, or as the runtime likes where it cannot be told."""
+    found = []
+    for threads in dict.fromkeys((1, all_threads())):
+        file: Exported = open_exported(part, threads)
+        own = file.format == "executorch"
+        with torch_threads(threads):
+            for batch in _BATCHES:
+                images = subject.made_up_images(batch)
+                seconds = latencies({"file": partial(file, images)}, calls)["file"]
+                found.append((batch, "the runtime's own" if own else str(threads), latency_of(seconds)))
+        if own:
+            break
+    return found
+
+
+def _say(out: Path, page: Path, facts: Facts) -> None:
+    agreement = facts.agreement
+    print(
+        f"{out}: {facts.format} {facts.dtype}, {facts.size:,} bytes; relative error of logits {agreement.relative:.2g}"
+        f" on {agreement.images} {facts.compared_on}"
+    )
+    for name, value in facts.val_accuracy.items():
+        print(f"validation accuracy of the {name}: {value:.4f}")
+    for batch, threads, latency in facts.latencies:
+        print(f"batch {batch}, threads {threads}: {1e3 * latency.median:.3g} ms (95 %: {1e3 * latency.p95:.3g} ms)")
+    print(f"card: {page}", flush=True)

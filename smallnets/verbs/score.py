@@ -1,0 +1,115 @@
+"""`smallnets score`: a checkpoint by the two scores for small networks, and the bytes it takes in each form."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from smallnets.compress.export import prepared
+from smallnets.compress.subject import Subject, read_subject
+from smallnets.errors import UserError
+from smallnets.measure import count
+from smallnets.measure.memory import memory
+from smallnets.measure.micronet import COURSE_OPERATIONS, course_score, micronet_score
+from smallnets.measure.sparse import stored_forms
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="smallnets score",
+        description="Scores the network of a checkpoint as it stands: document 001's course score, and the rules of the"
+        " MicroNet Challenge 2019 (lower is better); bytes in each form; memory of one inference.",
+    )
+    parser.add_argument("checkpoint", metavar="CKPT")
+    parser.add_argument("--weight_bits", type=int, default=32, metavar="N", help="1 to 32 (default: 32)")
+    parser.add_argument("--activation_bits", type=int, default=32, metavar="N", help="1 to 32 (default: 32)")
+    parser.add_argument("--layers", action="store_true", help="layer by layer")
+    parser.add_argument("--json", action="store_true", help="one object, with the layers")
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """`smallnets score CKPT [--weight_bits N] [--activation_bits N] [--layers] [--json]`: prints the scores."""
+    try:
+        options = _parser().parse_args(list(argv))
+    except SystemExit as end:  # --help has been printed
+        return int(end.code or 0)
+    found = scores(read_subject(options.checkpoint), options.weight_bits, options.activation_bits)
+    print(json.dumps(found, indent=1) if options.json else "\n".join(_lines(found, options.layers)))
+    return 0
+
+
+def course_scores(parameters: int, nonzero: int, macs: int, weight_bits: int, activation_bits: int) -> dict[str, float]:
+    """Both versions of the course's score for counts as they stand: nothing structured is discounted a second time."""
+    share = 1 - nonzero / parameters if parameters else 0.0
+    return {
+        baseline: course_score(0.0, share, weight_bits, activation_bits, parameters, macs, baseline)  # type: ignore[arg-type]
+        for baseline in COURSE_OPERATIONS
+    }
+
+
+def scores(subject: Subject, weight_bits: int = 32, activation_bits: int = 32) -> dict[str, Any]:
+    """Scores, forms and memory as plain data; forms, memory and MicroNet's score are those of the folded network."""
+    size, channels = subject.image_size, subject.in_channels
+    counts = count(subject.net, size, channels)
+    folded = prepared(subject.net)
+    bits = (weight_bits, activation_bits)
+    return {
+        "name": subject.name,
+        "weight_bits": weight_bits,
+        "activation_bits": activation_bits,
+        "parameters": counts.parameters,
+        "nonzero_parameters": counts.nonzero_parameters,
+        "macs": counts.macs,
+        "course": course_scores(counts.parameters, counts.nonzero_parameters, counts.macs, *bits),
+        "micronet": micronet_score(folded, size, channels, *bits).plain(),
+        "forms": stored_forms(folded, size, channels).plain(),
+        "memory": memory(folded, size, channels).plain(),
+    }
+
+
+def _lines(found: dict[str, Any], layers: bool) -> list[str]:
+    micronet, forms, held = found["micronet"], found["forms"], found["memory"]
+    course = found["course"]
+    lines = [
+        f"{found['name']}: {found['parameters']:,} parameters, {found['nonzero_parameters']:,} nonzero,"
+        f" {found['macs']:,} MACs; weights of {found['weight_bits']} bits, activations of {found['activation_bits']}",
+        f"course score        {course['published']:.4f} (published baseline), {course['corrected']:.4f} (corrected)",
+        f"MicroNet 2019 score {micronet['score']:.4f}: {micronet['storage']:,.0f} values of 32 bits,"
+        f" {micronet['multiplications']:,.0f} multiplications, {micronet['additions']:,.0f} additions",
+        "bytes               " + ", ".join(f"{k} {forms[k]:,}" for k in _FORMS),
+        f"effective MACs      {forms['effective_macs']:,} (of those, none has a weight of 0)",
+        f"memory              activations {held['activations_fp32']:,} bytes fp32, {held['activations_int8']:,} int8,"
+        f" most at {held['peak'] or 'the network itself'}",
+    ]
+    if micronet["uncounted"]:
+        lines.append(f"not counted         {', '.join(micronet['uncounted'])}")
+    if layers:
+        lines += ["", *_table(found)]
+    return lines
+
+
+_FORMS = ("fp32", "fp32_sparse", "fp16", "int8", "int8_sparse")
+
+
+def _table(found: dict[str, Any]) -> list[str]:
+    held = {layer["name"]: layer["elements"] for layer in found["memory"]["layers"]}
+    work = {layer["name"]: layer for layer in found["micronet"]["layers"]}
+    lines = [["layer", "fp32", "sparse", "fp16", "int8", "effective MACs", "operations", "activations int8"]]
+    for name, forms in found["forms"]["layers"].items():
+        score = work.get(name, {"multiplications": 0, "additions": 0})
+        values = [forms[k] for k in ("fp32", "fp32_sparse", "fp16", "int8", "effective_macs")]
+        values += [round(score["multiplications"] + score["additions"]), held.get(name, 0)]
+        lines.append([name or found["name"], *(f"{value:,}" for value in values)])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
