@@ -23,7 +23,7 @@ import torch
 import yaml
 
 from smallnets import data
-from smallnets.callbacks import EMA, ParameterBudget
+from smallnets.callbacks import EMA, LotteryTicket, ParameterBudget
 from smallnets.cli import TRAINER_VERBS, main
 from smallnets.config import expand_arguments
 from smallnets.data.arrays import Arrays, Part
@@ -42,14 +42,14 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml"))
+FILES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml") if "studies" not in p.parts)
 # The training split's size, and the published statistics of the sets whose own are given in a config.
 TRAIN_IMAGES = {"CIFAR10": 45_000, "CIFAR100": 45_000, "MNIST": 54_000, "ImageNet64": 1_153_050, "Digits": 1_348}
 CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 CIFAR100_STATISTICS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 STATISTICS = {"CIFAR10": CIFAR10_STATISTICS, "CIFAR100": CIFAR100_STATISTICS}
 # Files whose header must name a count: all that choose a network, but the quick start.
-NETWORK_FOLDERS = ("cifar10", "cifar100", "mnist", "imagenet64", "recipes")
+NETWORK_FOLDERS = ("cifar10", "cifar100", "mnist", "imagenet64", "lottery", "recipes")
 
 
 @dataclass
@@ -212,16 +212,17 @@ def test_a_command_builds_the_network_and_the_plan_that_its_header_names(command
     counts = count(model.net, image_size=module.image_size, in_channels=module.in_channels)
     callbacks = built.trainer.callbacks or []
     # Any other callback may change the network before it is trained: then the count is that of the run, below.
-    if all(isinstance(c, (ParameterBudget, EMA)) for c in callbacks):
+    if all(isinstance(c, (ParameterBudget, EMA, LotteryTicket)) for c in callbacks):
         assert counts.parameters == (command.parameters or counts.parameters)
         for budget in [c.budget for c in callbacks if isinstance(c, ParameterBudget)]:
             budget.require(counts, command.file)
-    assert found_by_health(model, module, options) == sorted(command.warns)
+    assert found_by_health(model, module, options, callbacks) == sorted(command.warns)
 
 
-def found_by_health(model: Classifier, module: data.ImageData, options: Any) -> list[str]:
+def found_by_health(model: Classifier, module: data.ImageData, options: Any, callbacks: list[Any]) -> list[str]:
     """The kinds that Health would find before the first step, at the full size of the data set."""
-    epochs = options.trainer.max_epochs
+    rounds = [c for c in callbacks if isinstance(c, LotteryTicket)]
+    epochs = rounds[0].schedule_epochs if rounds else options.trainer.max_epochs
     steps = epochs * ceil(TRAIN_IMAGES[module.name] / module.batch_size)
     found, rate = plan_findings(model.optimizer_factory, model.make_schedule, model.interval, Length(epochs, steps))
     kinds = [kind for kind, _ in found]
@@ -257,6 +258,25 @@ SMALL = (
     "--health.grace_epochs=2",  # nothing is learned from noise, and that is not judged
 )  # fmt: skip
 
+# What does not fit into two batches.
+SHORTER = {
+    "configs/callbacks/prune_cubic.yaml": [
+        f"--trainer.callbacks.{option}={time}" for option, time in (("start", "0it"), ("end", "2it"), ("every", "1it"))
+    ]
+}
+# Of the callback of a lottery, which is the last of its config: round 1 is rewound to step 1 of an epoch of two.
+LOTTERY = [
+    "--trainer.callbacks.rounds=1", "--trainer.callbacks.epochs_per_round=1", "--trainer.callbacks.rewind_to=1it",
+    "--trainer.max_epochs=2",
+]  # fmt: skip
+
+
+def is_lottery(file: str) -> bool:
+    return "LotteryTicket" in (ROOT / file).read_text()
+
+
+SHORTER |= {file: LOTTERY for file in FILES if is_lottery(file)}
+
 
 @pytest.fixture
 def trained(here: Path) -> Iterator[Callable[..., dict[str, Any]]]:
@@ -267,7 +287,7 @@ def trained(here: Path) -> Iterator[Callable[..., dict[str, Any]]]:
         if "CHECKPOINT" in argv:
             fit(FIRST["configs/recipes/001_resnet20.yaml"], "before")
             argv[argv.index("CHECKPOINT")] = "lightning_logs/before/run-1/checkpoints/best.ckpt"
-        assert main([*argv, *SMALL, f"--name={name}"]) == 0
+        assert main([*argv, *SMALL, *SHORTER.get(command.file, ()), f"--name={name}"]) == 0
         row = read_row(here / f"lightning_logs/{name}/run-1")
         assert row is not None
         return row
@@ -281,7 +301,7 @@ def trained(here: Path) -> Iterator[Callable[..., dict[str, Any]]]:
 def test_a_config_runs_for_two_batches(file, trained):
     command = FIRST[file]
     row = trained(command)
-    assert (row["status"], row["epochs"], row["steps"]) == ("finished", 1, 2)
+    assert (row["status"], row["epochs"], row["steps"]) == ("finished", *((2, 3) if is_lottery(file) else (1, 2)))
     assert 0 <= row["val_accuracy"] <= 1
     if command.parameters is not None:
         assert row["parameters"] == command.parameters

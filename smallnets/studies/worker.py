@@ -1,0 +1,326 @@
+"""The worker: takes runs from the ledger, keeps its slots busy with them, and writes down how each ended."""
+
+import math
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from smallnets.results.row import ROW
+from smallnets.results.store import load_row
+from smallnets.studies.execute import SMALLNETS, end, killed_by, last_error, run_environment, start, was_killed
+from smallnets.studies.ledger import Ledger, LedgerError
+from smallnets.studies.plan import Plan, Run
+from smallnets.studies.progress import counts, duration, seconds_left, seconds_taken
+from smallnets.studies.state import RunLock, State, next_command, read_record, state_of, write_record
+
+_STOP_SECONDS = 30  # that a run has, when the worker is stopped, to end by itself
+# Where a run may stand when a command has ended well that was started where it stood before.
+_AFTER = {
+    State.NEW: (State.TRAINED, State.DONE, State.FAILED),
+    State.BEGUN: (State.TRAINED, State.DONE, State.FAILED),
+    State.TRAINED: (State.DONE,),
+}
+_MOST_DEATHS = 3  # of one run by a signal, such as the kernel's when memory runs out
+
+
+@dataclass
+class _Job:
+    """A run in a slot."""
+
+    run: Run
+    trial: int
+    slot: int
+    lock: RunLock
+    process: "subprocess.Popen[bytes] | None" = None
+    state: State = State.NEW
+    started: float = field(default_factory=time.monotonic)
+    deaths: int = 0
+
+
+class Worker:
+    """Works on a study until none of its runs is left to do, here or elsewhere.
+
+    Each run is its own process: `smallnets fit`, then `smallnets test`. All processes live in one thread of one
+    process; killed at any moment, another worker goes on from the run folders.
+
+    Args:
+        plan: the study.
+        ledger: where its runs wait.
+        slots: how many runs at once.
+        command: what `smallnets` in a run's command line stands for.
+        gpus: the GPUs to share out when there are several slots.
+        say: takes a line of text for the user.
+        live: takes the one line that says what is going on now, on a terminal; None elsewhere.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        ledger: Ledger,
+        slots: int = 1,
+        command: Sequence[str] = SMALLNETS,
+        gpus: Sequence[str] = (),
+        say: Callable[[str], None] = print,
+        live: Callable[[str], None] | None = None,
+    ) -> None:
+        self._plan, self._ledger, self._slots, self._command, self._gpus = plan, ledger, slots, command, gpus
+        self._say, self._live = say, live
+        self._runs = {run.name: run for run in plan.runs()}
+        self._jobs: list[_Job] = []
+        self._stop = 0
+        self._asked = self._beaten = self._drawn = -math.inf
+        self._unanswered = False
+        self._elsewhere: set[str] = set()
+        # Of the runs that are done, which stay so: seconds that they took.
+        self._finished: dict[str, float | None] = {}
+
+    def work(self) -> bool:
+        """Returns True when nothing is left to do, False when it was stopped (Ctrl-C, SIGTERM)."""
+        with self._stoppable():
+            while not self._stop:
+                self._collect()
+                try:
+                    left = self._fill()
+                    self._beat()
+                    self._unanswered = False
+                except LedgerError as error:
+                    left = True
+                    self._asked = time.monotonic() + 10
+                    if not self._unanswered:
+                        self._say(f"{error}; tried again every 10 s")
+                    self._unanswered = True
+                if not self._jobs and not left:
+                    return True
+                self._draw()
+                time.sleep(0.1)
+            self._end_all()
+        return False
+
+    # -- taking ------------------------------------------------------------------------------------------------------
+
+    def _fill(self) -> bool:
+        """Takes runs for the free slots; returns whether any run is left to do."""
+        free = sorted(set(range(self._slots)) - {job.slot for job in self._jobs})
+        if not free or time.monotonic() < self._asked + 1:
+            return True
+        self._ledger.reap(self._is_dead)
+        waiting = self._ledger.waiting(set(self._runs))
+        for entry in waiting:
+            if not free:
+                break
+            lock = RunLock(self._plan.folder.lock(entry.run))
+            if not lock.acquire():
+                continue
+            taken = False
+            try:
+                taken = self._ledger.take(entry.trial)
+            finally:
+                if not taken:
+                    lock.release()
+            if not taken:
+                continue
+            self._jobs.append(_Job(self._runs[entry.run], entry.trial, free[0], lock))
+            if self._advance(self._jobs[-1], again=entry.again):
+                free.pop(0)
+        if free:
+            self._asked = time.monotonic()
+        mine = {job.run.name for job in self._jobs}
+        others = {entry.run for entry in waiting} | self._ledger.running(set(self._runs))
+        self._tell_of_others(others - mine if free and not mine else set())
+        return bool(mine | others)
+
+    def _is_dead(self, run: str) -> bool:
+        lock = RunLock(self._plan.folder.lock(run))
+        return lock.taken_here() and not lock.held()
+
+    def _tell_of_others(self, names: set[str]) -> None:
+        names = {name for name in names if RunLock(self._plan.folder.lock(name)).held()}
+        if names and names != self._elsewhere:
+            self._say(f"waiting for {len(names)} that another process works on: {', '.join(sorted(names))}")
+        self._elsewhere = names
+
+    # -- a run -------------------------------------------------------------------------------------------------------
+
+    def _advance(self, job: _Job, again: bool = False) -> bool:
+        """Starts the next command of a run, if there is one; otherwise writes down its end. Whether it goes on."""
+        state = state_of(self._plan, job.run, again)
+        if state is State.DONE:
+            self._done(job)
+        elif state is State.FAILED:
+            self._fail(job, self._error(job))
+        else:
+            job.state = state
+            command = next_command(self._plan, job.run, state)
+            write_record(self._plan, job.run, state="started", error=None, host=socket.gethostname(), since=time.time())
+            output = self._plan.folder.output(job.run.name)
+            with output.open("a") as file:
+                file.write(f"$ {shlex.join(command)}\n")
+            job.started = time.monotonic()
+            env = run_environment(job.slot, self._slots, self._gpus)
+            job.process = start([*self._command, *command[1:]], output, job.lock.fd, env)
+            return True
+        return False
+
+    def _collect(self) -> None:
+        """Looks after the processes that have ended."""
+        for job in list(self._jobs):
+            code = job.process.poll() if job.process else None
+            if code is None:
+                continue
+            self._add_seconds(job)
+            if was_killed(code):
+                job.deaths += 1
+                if job.deaths < _MOST_DEATHS:
+                    self._say(f"{_title(job.run)}: killed by {killed_by(code)}; started again")
+                    self._advance(job)
+                else:
+                    self._fail(job, f"killed by {killed_by(code)} {job.deaths} times (out of memory?)")
+            elif code:
+                self._fail(job, self._error(job))
+            elif state_of(self._plan, job.run) not in _AFTER[job.state]:
+                self._fail(job, "the command ended without an error and left no figures")
+            else:
+                job.deaths = 0
+                self._advance(job)
+
+    def _error(self, job: _Job) -> str:
+        """What a run failed of: its row says, unless it is of an earlier start."""
+        folder, record = self._plan.run_folder(job.run).path, read_record(self._plan, job.run)
+        row = load_row(folder, lambda problem: None) or {}
+        if row.get("error") and (folder / ROW).stat().st_mtime >= record.get("since", 0) - 1:
+            return str(row["error"])
+        return str(record.get("error") or last_error(self._plan.folder.output(job.run.name)))
+
+    def _add_seconds(self, job: _Job) -> None:
+        before = read_record(self._plan, job.run).get("seconds") or 0.0
+        write_record(self._plan, job.run, seconds=round(before + time.monotonic() - job.started, 3))
+
+    def _done(self, job: _Job) -> None:
+        write_record(self._plan, job.run, state="done", error=None)
+        row = load_row(self._plan.run_folder(job.run).path) or {}
+        self._tell_ledger(lambda: self._ledger.done(job.trial, first_metric(self._plan, row)))
+        self._let_go(job)
+        if job.process is None:  # it was done when it was taken, and somebody has said so
+            return
+        shown = [f"{name} {row[name]:.6g}" for name in self._plan.metrics if isinstance(row.get(name), (int, float))]
+        seconds = seconds_taken(self._plan, job.run)
+        self._report(job, "  ".join([*shown, *([duration(seconds)] if seconds else [])]))
+
+    def _fail(self, job: _Job, error: str) -> None:
+        write_record(self._plan, job.run, state="failed", error=error)
+        self._tell_ledger(lambda: self._ledger.failed(job.trial, error))
+        self._let_go(job)
+        self._report(job, f"FAILED: {error}  ({self._plan.folder.output(job.run.name)})")
+
+    def _tell_ledger(self, tell: Callable[[], None]) -> None:
+        try:
+            tell()
+        except LedgerError as error:
+            # The folder says it already; whoever meets the run in the ledger again will see that.
+            self._say(str(error))
+
+    def _let_go(self, job: _Job) -> None:
+        self._jobs.remove(job)
+        job.lock.release()
+        self._asked = -math.inf
+
+    # -- what the user sees ------------------------------------------------------------------------------------------
+
+    def _states(self) -> dict[str, State]:
+        states = {}
+        for name, run in self._runs.items():
+            states[name] = State.DONE if name in self._finished else state_of(self._plan, run)
+            if states[name] is State.DONE and name not in self._finished:
+                self._finished[name] = seconds_taken(self._plan, run)
+        return states
+
+    def _left(self, states: dict[str, State]) -> str:
+        if all(state in (State.DONE, State.FAILED) for state in states.values()):
+            return ""
+        now = time.monotonic()
+        running = {job.run.name: now - job.started for job in self._jobs}
+        took = {name: seconds for name, seconds in self._finished.items() if seconds}
+        seconds = seconds_left(self._plan, self._runs, states, took, running, self._slots)
+        return f"; about {duration(seconds)} left" if seconds is not None else ""
+
+    def _report(self, job: _Job, text: str) -> None:
+        states = self._states()
+        still = [job.run.name for job in self._jobs]  # ended perhaps, and not told of yet
+        ended = sum(s in (State.DONE, State.FAILED) and name not in still for name, s in states.items())
+        self._say(f"[{ended}/{len(states)}] {_title(job.run)}: {text}{self._left(states)}")
+
+    def _draw(self) -> None:
+        if self._live is None or time.monotonic() < self._drawn + 2:
+            return
+        self._drawn = time.monotonic()
+        states, mine = self._states(), [job.run.name for job in self._jobs]
+        rest = [state for name, state in states.items() if name not in mine]
+        names = ", ".join(_title(job.run) for job in self._jobs)
+        self._live(f"{counts(rest, len(mine))}{self._left(states)}: {names}")
+
+    # -- staying alive, and ending -----------------------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        if time.monotonic() >= self._beaten + self._ledger.beat_seconds:
+            self._ledger.beat(job.trial for job in self._jobs)
+            self._beaten = time.monotonic()
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        def stop(number: int, frame: Any) -> None:
+            self._stop += 1
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            yield
+        finally:
+            for job in self._jobs:  # an error of ours: no run outlives it
+                if job.process is not None:
+                    end(job.process, signal.SIGKILL)
+                job.lock.release()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _end_all(self) -> None:
+        """Ends the runs, those that can by themselves; a second Ctrl-C ends them at once."""
+        self._say(f"stopping {len(self._jobs)} running; `smallnets study run` goes on from their last checkpoints")
+        for job in self._jobs:
+            if job.process is not None:
+                end(job.process, signal.SIGTERM)
+        until = time.monotonic() + _STOP_SECONDS
+        while any(j.process and j.process.poll() is None for j in self._jobs):
+            if self._stop > 1 or time.monotonic() > until:
+                for job in self._jobs:
+                    if job.process is not None:
+                        end(job.process, signal.SIGKILL)
+            time.sleep(0.1)
+        for job in list(self._jobs):
+            self._add_seconds(job)
+            trial = job.trial
+            self._tell_ledger(lambda trial=trial: self._ledger.give_back(trial))  # type: ignore[misc]
+            self._let_go(job)
+
+
+def first_metric(plan: Plan, row: dict[str, Any]) -> float:
+    """The study's first figure that the row has, for the ledger; 0 if it has none."""
+    found = (row.get(name) for name in (*plan.metrics, "val_accuracy"))
+    return next((float(v) for v in found if isinstance(v, (int, float)) and math.isfinite(v)), 0.0)
+
+
+def _title(run: Run) -> str:
+    return f"{run.cell.cell} seed {run.seed}"
+
+
+def terminal_line(text: str) -> None:
+    """Writes over the last line of a terminal."""
+    width = os.get_terminal_size().columns - 1
+    sys.stdout.write(f"\r\x1b[K{text[:width]}")
+    sys.stdout.flush()
