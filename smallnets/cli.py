@@ -23,6 +23,11 @@ VERBS = {
     "models": "every named network with its exact parameters and MACs (--json)",
     "summary": "one configured network layer by layer, against a budget (--json)",
     "data": "fetch, verify or show a data set",
+    "score": "a checkpoint's scores, bytes in each form and memory, layer by layer (--json)",
+    "export": "a checkpoint as ONNX, torch.export or ExecuTorch file (fp16, int8), verified, with a card",
+    "study": "run a grid of configurations and seeds, to be killed and resumed: run, work, status, commands",
+    "curves": "validation accuracy of one trained network against the share pruned, by weights and by channels",
+    "report": "tables, figures and verdicts of runs or a study, with statistics over seeds, as files and one page",
     "bench": "how fast the parts are here, beside what they are compared with (--json)",
 }
 

@@ -113,3 +113,10 @@ def test_help_answers_without_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("False")
     assert "smallnets VERB" in done.stdout
+
+
+def test_a_wrong_choice_in_a_callback_names_the_choices(here, tiny, capsys):
+    wrong = ["--trainer.callbacks+=PruningSchedule", "--trainer.callbacks.density=0.1", "--trainer.callbacks.scope=all"]
+    assert main(tiny("fit", *wrong)) == 2
+    error = capsys.readouterr().err
+    assert "--trainer.callbacks.scope: one of 'global', 'layer', got all\n" in error

@@ -296,3 +296,12 @@ def test_a_figure_of_a_network_that_is_no_longer_the_runs_is_not_kept(here, tiny
 def test_an_optimizer_that_refuses_its_settings_says_so(here, tiny, capsys):
     assert main(tiny("fit", "--name=one", "--model.optimizer.lr=-1")) == 2
     assert "--model.optimizer: Invalid learning rate" in capsys.readouterr().err
+
+
+def test_a_resume_without_the_callback_that_pruned_is_refused(here, tiny, capsys):
+    prune = ["--trainer.callbacks+=PruningSchedule", "--trainer.callbacks.density=0.5", "--trainer.callbacks.at=0it"]
+    assert main(tiny("fit", "--name=one", *prune)) == 0
+    assert main(tiny("fit", "--name=one", "--ckpt_path=last", "--trainer.max_epochs=3")) == 2
+    assert "trainer.callbacks was PruningSchedule, now None" in capsys.readouterr().err
+    more = [*prune, "--trainer.callbacks+=ParameterBudget", "--trainer.callbacks.parameters=5M"]
+    assert main(tiny("fit", "--name=one", "--ckpt_path=last", "--trainer.max_epochs=3", *more)) == 0

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from smallnets.results.save import write_checkpoint
@@ -62,7 +63,11 @@ class EpochCheckpoint(ModelCheckpoint):
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """`last.ckpt` after every `steps` optimizer steps; in the fast mode at the end of the chunk in which they fall."""
+    """`last.ckpt` after every `steps` optimizer steps; in the fast mode at the end of the chunk in which they fall.
+
+    Not at an epoch's last batch, where `EpochCheckpoint` follows: resumed from there, Lightning (2.6) leaves out the
+    epoch's validation and what comes with its end.
+    """
 
     def __init__(self, steps: int, options: dict[str, Any]) -> None:
         super().__init__(every_n_train_steps=steps, **options)
@@ -75,7 +80,8 @@ class StepCheckpoint(ModelCheckpoint):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         # Lightning's own asks for a remainder of 0, which the end of a chunk may never have.
         due = trainer.global_step // self._steps > self._saved_at // self._steps
-        if due and not self._should_skip_saving_checkpoint(trainer):
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if due and not last and not self._should_skip_saving_checkpoint(trainer):
             self._saved_at = trainer.global_step
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
@@ -87,7 +93,7 @@ def _cut_short(trainer: L.Trainer) -> bool:
 
 
 def forget_best(trainer: L.Trainer) -> None:
-    """Makes monitored checkpoints choose among the networks from here on: the earlier ones were of another density.
+    """Makes what watches a figure begin anew, checkpoints and EarlyStopping: the networks before had another density.
 
     The file of the best so far stays until the next one is written in its place.
     """
@@ -95,6 +101,10 @@ def forget_best(trainer: L.Trainer) -> None:
         if isinstance(each, ModelCheckpoint) and each.monitor is not None:
             each.best_k_models, each.kth_best_model_path = {}, ""
             each.best_model_path, each.best_model_score, each.current_score = "", None, None
+    for stopping in trainer.early_stopping_callbacks:
+        if isinstance(stopping, EarlyStopping):
+            worst = torch.tensor(torch.inf if stopping.monitor_op == torch.lt else -torch.inf)
+            stopping.wait_count, stopping.best_score = 0, worst
 
 
 def run_checkpoints(folder: Path, every_n_train_steps: int | None = None) -> list[ModelCheckpoint]:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from smallnets.errors import RunError, UserError
 from smallnets.optim import plan_findings, rate_far_from_reference
 from smallnets.training import health
-from smallnets.training.steps import run_length
+from smallnets.training.steps import schedule_length
 
 
 class HealthWarning(UserWarning):
@@ -114,7 +114,7 @@ class Health(Callback):
 
         optimizer = make_optimizer(None)
         rate = float(optimizer.param_groups[0]["lr"])
-        run = run_length(trainer)
+        run = schedule_length(trainer)
         if run is not None:
             found, rate = plan_findings(make_optimizer, module.make_schedule, module.interval, run)
             for kind, message in found:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from smallnets.callbacks.health import Health
+from smallnets.data.chunks import Chunk
 from smallnets.data.seeds import global_seed
 from smallnets.measure import count
 from smallnets.models.name import name_of
@@ -85,7 +86,7 @@ class RunRecord(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._images += len(batch[0]) * trainer.world_size
+        self._images += (batch.images if isinstance(batch, Chunk) else len(batch[0])) * trainer.world_size
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._train_seconds += time.perf_counter() - self._epoch_start
@@ -166,7 +167,14 @@ class RunRecord(Callback):
             "seconds": round(self._seconds_before + time.perf_counter() - self._start, 3),
             "images_per_second": round(self._images / self._train_seconds, 1) if self._train_seconds else None,
             "health": health[0].findings if health else [],
+            "pruning": _records(trainer.callbacks),  # type: ignore[attr-defined]
         }
+
+
+def _records(callbacks: list[Callback]) -> list[dict[str, Any]]:
+    """What callbacks that changed the network say of it (their `record`), in their order."""
+    found = [(type(each).__name__, getattr(each, "record", None)) for each in callbacks]
+    return [{"callback": name, **record} for name, record in found if record and isinstance(record, dict)]
 
 
 def _dev_run(trainer: L.Trainer) -> bool:
@@ -185,6 +193,7 @@ _UNTRAINED: dict[str, Any] = {
     "images_per_second": None,
     "epochs": None,
     "steps": None,
+    "pruning": None,
 }
 
 

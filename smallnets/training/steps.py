@@ -51,3 +51,13 @@ def run_length(trainer: Any) -> Length | None:
         return None
     steps = epochs * per_epoch
     return Length(epochs, min(steps, trainer.max_steps) if trainer.max_steps >= 0 else steps)
+
+
+def schedule_length(trainer: Any) -> Length | None:
+    """What the rate's schedule has to span: the run, or one round of it where a callback has `schedule_epochs`."""
+    run = run_length(trainer)
+    epochs = [getattr(callback, "schedule_epochs", None) for callback in trainer.callbacks]
+    given = next((each for each in epochs if each), None)
+    if run is None or given is None:
+        return run
+    return Length(given, given * int(steps_per_epoch(trainer)))

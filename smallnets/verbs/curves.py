@@ -93,7 +93,7 @@ def run(argv: Sequence[str]) -> int:
     for method in methods:
         pruned = [pruned_copy(net, fraction, method, **image) for fraction in fractions]
         copies = [copied for copied, _ in pruned]
-        for fraction, (copied, masks), accuracy in zip(fractions, pruned, accuracies(copies, images), strict=True):  # type: ignore[arg-type]
+        for fraction, (copied, masks), accuracy in zip(fractions, pruned, accuracies(copies, images), strict=True):
             counts = count(copied, **image)
             point = {"method": method, "fraction": fraction, "accuracy": round(accuracy, 6), "fine_tuned": None}
             points.append(point | {name: getattr(counts, name) for name in SIZES})

@@ -104,13 +104,14 @@ def parser_message(message: str, options: Iterable[str] = ()) -> str:
     path = re.search(r"Problem with given class_path '([^']+)': (.*)", text) or re.search(
         r"Namespace\(class_path='([^']+)'()", text
     )
-    if found := re.search(r"Option '([^']+)' is not accepted", text):
+    literal = re.search(r"Expected a typing.Literal\[(.*?)\].*?(?:Got|Given) value: (.*?)(?: - |$)", text)
+    if not literal and (found := re.search(r"Option '([^']+)' is not accepted", text)):
         owner = path[1] if path else ""
         return (
             f"{option}.{found[1]}: {owner or 'the class'} takes no {found[1]!r}{_nearest(found[1], _arguments(owner))}"
         )
-    if found := re.search(r"Expected a typing.Literal\[(.*?)\].*?(?:Got|Given) value: (.*)", text):
-        return f"{option}: one of {found[1]}, got {found[2]}"
+    if literal:
+        return f"{option}: one of {literal[1]}, got {literal[2]}"
     if path and path[2]:
         near = _nearest(path[1], _siblings(path[1])) if "attribute" in path[2] else ""
         return f"{option}={path[1]}: {path[2]}{near}"

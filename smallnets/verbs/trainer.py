@@ -109,7 +109,7 @@ class TrainerCLI(LightningCLI):
             logging.getLogger("lightning.pytorch").setLevel(logging.INFO)  # where a profile is printed
         try:
             return self.trainer_class(**arguments)
-        except (MisconfigurationException, ValueError, TypeError) as error:
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             self.choice.give_up()
             raise UserError(f"the trainer refuses its options: {one_line(str(error))}") from error
 
