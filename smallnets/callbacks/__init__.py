@@ -3,6 +3,18 @@
 from smallnets.callbacks.budget import ParameterBudget
 from smallnets.callbacks.ema import EMA
 from smallnets.callbacks.health import Health, HealthWarning
+from smallnets.callbacks.lottery import LotteryTicket
+from smallnets.callbacks.lottery_control import LotteryControl
+from smallnets.callbacks.masks import PruningSchedule
 from smallnets.callbacks.pruning import ChannelPruning
 
-__all__ = ["EMA", "ChannelPruning", "Health", "HealthWarning", "ParameterBudget"]
+__all__ = [
+    "EMA",
+    "ChannelPruning",
+    "Health",
+    "HealthWarning",
+    "LotteryControl",
+    "LotteryTicket",
+    "ParameterBudget",
+    "PruningSchedule",
+]

@@ -191,9 +191,14 @@ class Classifier(L.LightningModule):
         else:
             self.seed_step(batch_idx)
 
+    @property
+    def drawn_epoch(self) -> int:
+        """The epoch whose random draws are made: another than the current one where a fit sees epochs again."""
+        return self.current_epoch + self.epoch_shift
+
     def seed_step(self, batch_idx: int) -> None:
         """Seeds what the step on batch `batch_idx` of the current epoch draws, so that a resumed run draws the same."""
-        seed_step(self.device, self._seed, self.current_epoch + self.epoch_shift, batch_idx, self.global_rank)
+        seed_step(self.device, self._seed, self.drawn_epoch, batch_idx, self.global_rank)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         if self._fast:
@@ -233,13 +238,11 @@ class Classifier(L.LightningModule):
         if not (self.mixup or self.cutmix):
             return images, labels
         generator = torch.Generator(device=images.device)
-        generator.manual_seed(
-            mix(self._seed, STREAM_MIX, self.current_epoch + self.epoch_shift, batch_idx, self.global_rank)
-        )
+        generator.manual_seed(mix(self._seed, STREAM_MIX, self.drawn_epoch, batch_idx, self.global_rank))
         use_mixup = bool(self.mixup)
         if self.mixup and self.cutmix:
             # The coin is thrown on the host: a function of the place, and no wait for the device.
-            use_mixup = mix(self._seed, STREAM_MIX, self.current_epoch + self.epoch_shift, batch_idx) % 2 == 0
+            use_mixup = mix(self._seed, STREAM_MIX, self.drawn_epoch, batch_idx) % 2 == 0
         targets = F.one_hot(labels, self.num_classes).to(images.dtype)
         if use_mixup:
             return mixup(images, targets, self.mixup, generator)

@@ -1,0 +1,180 @@
+"""Controls: what differs from the ticket, what does not, and fits from a stored round."""
+
+import copy
+
+import pytest
+import torch
+from test_interruption import checkpoint, equal, process
+
+import smallnets
+from smallnets.callbacks import LotteryControl
+from smallnets.callbacks.rounds import LOTTERY_KEY
+from smallnets.cli import main
+from smallnets.errors import UserError
+from smallnets.pruning import Masks
+from smallnets.pruning.controls import random_erk_masks, random_masks, shuffled_masks
+from smallnets.results import read_row
+
+pytestmark = pytest.mark.filterwarnings("default::smallnets.callbacks.HealthWarning")
+
+
+def ticket():
+    generator = torch.Generator().manual_seed(5)
+    conv = torch.rand(8, 4, 3, 3, generator=generator) < 0.3
+    conv[2], conv[3] = False, True
+    return Masks({"conv.weight": conv, "head.weight": torch.rand(10, 32, generator=generator) < 0.6})
+
+
+@pytest.mark.parametrize("make", [random_masks, shuffled_masks, random_erk_masks])
+def test_controls_keep_as_many_and_are_functions_of_their_seed(make):
+    masks, state = ticket(), torch.get_rng_state()
+    one, same, other = make(masks, 1), make(masks, 1), make(masks, 2)
+    assert one == same and one != other and one != masks
+    assert one.kept == masks.kept
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_what_each_control_leaves_as_it_is():
+    masks = ticket()
+    counts = [layer.kept for layer in masks.layers]
+    assert [layer.kept for layer in random_masks(masks, 1).layers] == counts
+    shuffled = shuffled_masks(masks, 1)
+    for name, mask in masks.items():
+        assert torch.equal(shuffled[name].flatten(1).sum(1), mask.flatten(1).sum(1)), name
+    assert not shuffled["conv.weight"][2].any() and shuffled["conv.weight"][3].all()
+    assert not torch.equal(
+        random_masks(masks, 1)["conv.weight"].flatten(1).sum(1), masks["conv.weight"].flatten(1).sum(1)
+    )
+    assert [layer.kept for layer in random_erk_masks(masks, 1).layers] != counts
+
+
+def test_every_place_is_equally_likely():
+    masks = Masks({"a": torch.tensor([[True, False, False, False], [True, True, False, False]])})
+    for make, expected in ((random_masks, [[0.375] * 4] * 2), (shuffled_masks, [[0.25] * 4, [0.5] * 4])):
+        mean = torch.stack([make(masks, seed)["a"].float() for seed in range(2000)]).mean(0)
+        assert torch.allclose(mean, torch.tensor(expected), atol=0.05), make.__name__
+
+
+# -- fits from a stored round -----------------------------------------------------------------------------------------
+
+RUN = (
+    "--data.augment=[crop]", "--model.interval=step", "--model.scheduler=CosineAnnealingLR",
+    "--model.scheduler.T_max=15", "--checkpoint_every=1",
+)  # fmt: skip
+TICKET = (
+    "--trainer.callbacks+=LotteryTicket", "--trainer.callbacks.rounds=2", "--trainer.callbacks.epochs_per_round=3",
+    "--trainer.callbacks.fraction=0.3", "--trainer.callbacks.rewind_to=7it", "--trainer.max_epochs=7", "--name=ticket",
+)  # fmt: skip
+ROUND = "lightning_logs/ticket/run-1/checkpoints/round-2.ckpt"
+
+
+@pytest.fixture
+def lottery(here, tiny, own):
+    assert main(tiny("fit", *RUN, *TICKET, net="own_nets.Net")) == 0
+
+    def control(name, epochs, *more):
+        options = ("--trainer.callbacks+=LotteryControl", f"--trainer.callbacks.from_round={ROUND}")
+        last = (f"--trainer.callbacks.control={name}", f"--trainer.max_epochs={epochs}", f"--name={name}")
+        return tiny("fit", *RUN, *options, *last, *more, net="own_nets.Net")
+
+    return control
+
+
+def folder(here, name):
+    return here / f"lightning_logs/{name}/run-1"
+
+
+def masks_of(path):
+    return Masks.from_state_dict(checkpoint(path)["smallnets"]["masks"])
+
+
+def test_the_ticket_trained_again_is_the_round(here, lottery):
+    """Weights, buffers, schedule, order, augmentation and dropout from step 7 on: bit for bit, also when killed."""
+    command = lottery("ticket", 2, "--name=again")
+    assert main(command) == 0
+    stored, again = checkpoint(here / ROUND), checkpoint(folder(here, "again") / "checkpoints/last.ckpt")
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert equal(stored[part], again[part]), part
+    assert stored["smallnets"]["masks"].keys() == again["smallnets"]["masks"].keys()
+    kill = ["--trainer.callbacks+=own_nets.KillAt", "--trainer.callbacks.step=3"]
+    assert process([*command, "--name=cut", *kill]).returncode == -9
+    assert main([*command, "--name=cut", "--ckpt_path=last"]) == 0
+    cut = checkpoint(folder(here, "cut") / "checkpoints/last.ckpt")
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        assert equal(cut[part], again[part]), part
+
+
+def test_each_control_trains_as_many_weights_from_its_start(here, lottery, capsys, monkeypatch):
+    starts = {}
+    began = LotteryControl.on_train_epoch_start
+
+    def noting(self, trainer, module):
+        began(self, trainer, module)
+        if trainer.current_epoch == 0:
+            starts[self.control] = (copy.deepcopy(module.net.state_dict()), trainer.optimizers[0].param_groups[0]["lr"])
+
+    monkeypatch.setattr(LotteryControl, "on_train_epoch_start", noting)
+    rewound = checkpoint(here / ROUND)[LOTTERY_KEY]["weights"]
+    late = checkpoint(here / ROUND)[LOTTERY_KEY]["standing"]["groups"][0]["lr"]
+    mine = masks_of(here / ROUND)
+    assert late < 0.02
+    for name in ("random_mask", "shuffled_mask", "one_shot"):
+        assert main(lottery(name, 2)) == 0
+    for name in ("random_reinit", "random_erk", "snip", "grasp", "synflow"):
+        assert main(lottery(name, 3)) == 0
+    assert main(lottery("dense", 7)) == 0
+    chosen = {name: masks_of(folder(here, name) / "checkpoints/last.ckpt") for name in starts if name != "dense"}
+    initial = starts["dense"][0]
+    for name, masks in chosen.items():
+        assert masks.kept == mine.kept, name
+        assert (masks == mine) == (name == "random_reinit"), name
+        state, rate = starts[name]
+        late_start = name in ("random_mask", "shuffled_mask", "one_shot")
+        assert rate == (late if late_start else 0.02), name
+        origin = rewound if late_start else initial
+        same = all(
+            torch.equal(value, origin[key] * masks[key] if key in masks else origin[key])
+            for key, value in state.items()
+        )
+        assert same == (name != "random_reinit"), name
+    assert [a.kept for a in chosen["random_mask"].layers] == [b.kept for b in mine.layers]
+    dense = checkpoint(folder(here, "dense") / "checkpoints/last.ckpt")
+    assert dense["smallnets"]["masks"] is None and dense["global_step"] == 35
+    assert read_row(folder(here, "snip"))["status"] == "finished"
+
+    trained = smallnets.load(here / ROUND.replace("round-2", "round-0"))
+    weights = {key: trained.state_dict()[key].abs() for key in mine}
+    least = min(weights[key][mask].min() for key, mask in chosen["one_shot"].items())
+    most = max(weights[key][~mask].max() for key, mask in chosen["one_shot"].items())
+    assert least >= most
+
+    reinit = starts["random_reinit"][0]["body.6.weight"]
+    kept = mine["body.6.weight"]
+    assert not torch.equal(reinit[kept], initial["body.6.weight"][kept])
+    assert main(lottery("random_reinit", 3, "--name=other", "--trainer.callbacks.mask_seed=9")) == 0
+    assert not torch.equal(starts["random_reinit"][0]["body.6.weight"], reinit)
+
+
+WRONG = [
+    ("random_mask", 3, [], "max_epochs must be 2 for random_mask of round 2, got 3"),
+    ("snip", 2, [], "max_epochs must be 3 for snip of round 2, got 2"),
+    ("dense", 3, [], "max_epochs must be 7 for dense of round 2, got 3"),
+    ("ticket", 2, ["--data.batch_size=50"], "an epoch has 4 steps here and 5 in the lottery"),
+    ("ticket", 2, ["--model.net.width=4"], "is of another network: body.0.weight"),
+    ("ticket", 2, [f"--trainer.callbacks.from_round={ROUND.replace('-2.ckpt', '-0.ckpt')}"], "take a later round"),
+    ("ticket", 2, ["--trainer.callbacks.from_round=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
+    ("ticket", 2, ["--trainer.callbacks.from_round=lightning_logs/plain/run-1/checkpoints/last.ckpt"],
+     "not of a lottery"),
+]  # fmt: skip
+
+
+def test_a_control_that_compares_nothing_is_refused(lottery, tiny, capsys):
+    assert main(tiny("fit", "--name=plain", net="own_nets.Net")) == 0
+    for name, epochs, more, says in WRONG:
+        assert main(lottery(name, epochs, *more, "--name=wrong")) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_an_unknown_control_is_named():
+    with pytest.raises(UserError, match="control must be one of ticket, random_mask"):
+        LotteryControl("round-1.ckpt", "magic")
