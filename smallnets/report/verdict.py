@@ -1,0 +1,217 @@
+"""`verdict`: what a lottery's runs say of the hypothesis, by a rule that is written down."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from smallnets.errors import UserError
+from smallnets.report.stats import Difference, Summary, difference, summary
+
+DENSE, TICKET, REINITIALISED = "dense", "ticket", "random_reinit"
+# Half a point of accuracy.
+MARGIN = 0.005
+# The hypothesis speaks of 10-20 % of the weights, or less.
+MOST_DENSITY = 0.2
+
+Judgement = Literal["matching", "worse", "open"]
+Finding = Literal["supported", "refuted", "undecided"]
+
+
+class Point(NamedTuple):
+    """One trained network: `series` is `dense`, `ticket` or a control's name, `density` the share of weights kept.
+
+    `epochs` is how long it was trained, None where that is not known.
+    """
+
+    series: str
+    seed: int
+    density: float
+    accuracy: float
+    epochs: float | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series at one density: its accuracies, its differences to the dense network, paired by seed, and the rule."""
+
+    series: str
+    density: float
+    accuracy: Summary
+    less_dense: Difference | None
+    judgement: Judgement
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verdict` found.
+
+    Attributes:
+        finding: of the hypothesis.
+        sentence: the finding and why, in one sentence.
+        lines: one for each series and density, the dense network first, then by falling density.
+        smallest_matching: the smallest density at which the ticket is matching; None for none.
+        margin, most_density: what the rule was asked with.
+    """
+
+    finding: Finding
+    sentence: str
+    lines: tuple[Line, ...]
+    smallest_matching: float | None
+    margin: float
+    most_density: float
+
+    def records(self) -> list[dict[str, Any]]:
+        """A plain mapping for each line, accuracies as shares of 1."""
+        found = []
+        for line in self.lines:
+            about, less = line.accuracy, line.less_dense
+            found.append(
+                {
+                    "series": line.series,
+                    "density": line.density,
+                    "n": about.n,
+                    "mean": about.mean,
+                    "sd": about.sd,
+                    "low": about.low,
+                    "high": about.high,
+                    "pairs": less.pairs if less else None,
+                    "difference": less.mean if less else None,
+                    "difference_low": less.low if less else None,
+                    "difference_high": less.high if less else None,
+                    "judgement": line.judgement,
+                }
+            )
+        return found
+
+
+def judge(less_dense: Difference | None, margin: float = MARGIN) -> Judgement:
+    """The rule for one series at one density, by the 95 % t interval of its differences to dense, paired by seed.
+
+    - `matching`: the interval lies above -margin: the loss is smaller than the margin.
+    - `worse`: it lies below -margin.
+    - `open`: -margin lies within it, or there are fewer than two pairs and so no interval.
+    """
+    if less_dense is None or less_dense.low is None or less_dense.high is None:
+        return "open"
+    if less_dense.low >= -margin:
+        return "matching"
+    return "worse" if less_dense.high < -margin else "open"
+
+
+def verdict(
+    points: Iterable[Point | Mapping[str, Any]], margin: float = MARGIN, most_density: float = MOST_DENSITY
+) -> Verdict:
+    """Whether these runs support the lottery ticket hypothesis (Frankle and Carbin 2019).
+
+    The hypothesis: at a density of at most `most_density` there is a ticket that is matching in at most as many
+    epochs as the dense network had, and the same ticket with weights drawn anew is not. Rule, at each such density:
+
+        - it *supports*: the ticket is `matching`, in at most the dense epochs, and `random_reinit` is `worse`;
+        - it *refutes*: the ticket is `worse`, or both are `matching`;
+        - else it leaves the question open: a judgement is `open`, the control was not run, or the ticket that is
+          matching was trained for longer.
+
+    `supported` if one density supports it, `refuted` if every one refutes it, `undecided` otherwise, also where no
+    ticket was measured at so low a density. The intervals are those of single densities: with k densities the chance
+    that some matching ticket is one by luck is up to k times 2.5 %.
+
+    Args:
+        points: the trained networks: `Point`s, or mappings with their names, as rows of a data frame are.
+        margin: a loss that does not count, as a share of 1.
+        most_density: what the hypothesis speaks of.
+
+    Raises:
+        UserError: no dense network or no ticket among the points, or a density out of (0, 1].
+    """
+    found = [point if isinstance(point, Point) else Point(**point) for point in points]
+    for point in found:
+        if not 0 < point.density <= 1:
+            raise UserError(f"a density lies between 0 and 1, got {point.density} for {point.series}")
+    groups: dict[tuple[str, float], list[Point]] = {}
+    for point in found:
+        # Counts of one density may differ in the last weight from seed to seed, where shapes do not.
+        groups.setdefault((point.series, 1.0 if point.series == DENSE else round(point.density, 4)), []).append(point)
+    for needed in (DENSE, TICKET):
+        if not any(series == needed for series, _ in groups):
+            raise UserError(f"a verdict needs points of {needed!r}; there are {sorted({s for s, _ in groups})}")
+    dense = by_seed(groups[DENSE, 1.0])
+    lines = {}
+    for (series, density), members in sorted(groups.items(), key=_order):
+        values = by_seed(members)
+        about = summary(list(values.values()))
+        assert about is not None
+        less = None if series == DENSE else difference(values, dense)
+        lines[series, density] = Line(series, density, about, less, "matching" if less is None else judge(less, margin))
+    matching = [d for (series, d), line in lines.items() if series == TICKET and line.judgement == "matching"]
+    finding, reason = _decide(lines, groups, most_density)
+    within = f"at {100 * most_density:g} % of the weights or less"
+    sentence = f"The lottery ticket hypothesis ({within}) is {finding} by these runs: {reason}."
+    return Verdict(finding, sentence, tuple(lines.values()), min(matching, default=None), margin, most_density)
+
+
+def _decide(
+    lines: Mapping[tuple[str, float], Line], groups: Mapping[tuple[str, float], list[Point]], most: float
+) -> tuple[Finding, str]:
+    low = [density for series, density in lines if series == TICKET and density <= most]
+    if not low:
+        return "undecided", "no ticket was trained at so few weights"
+    judged = {density: _at(density, lines, groups) for density in low}
+    supporting = [d for d, (finding, _) in judged.items() if finding == "supported"]
+    if supporting:
+        density = min(supporting)
+        return "supported", f"at {_percent(density)} {judged[density][1]}"
+    finding: Finding = "refuted" if all(f == "refuted" for f, _ in judged.values()) else "undecided"
+    chosen = [d for d, (each, _) in judged.items() if each == finding]
+    told = "; ".join(f"at {_percent(density)} {judged[density][1]}" for density in chosen[:3])
+    return finding, told + (f"; and at {len(chosen) - 3} more" if len(chosen) > 3 else "")
+
+
+def _at(
+    density: float, lines: Mapping[tuple[str, float], Line], groups: Mapping[tuple[str, float], list[Point]]
+) -> tuple[Finding, str]:
+    ticket = lines[TICKET, density]
+    control = lines.get((REINITIALISED, density))
+    told = f"the ticket is {_judged(ticket)}"
+    if ticket.judgement == "worse":
+        return "refuted", told
+    if ticket.judgement == "open":
+        return "undecided", told
+    longest = [max((p.epochs for p in groups[key] if p.epochs is not None), default=None) for key in
+               ((TICKET, density), (DENSE, 1.0))]  # fmt: skip
+    if longest[0] is not None and longest[1] is not None and longest[0] > longest[1]:
+        return (
+            "undecided",
+            f"{told}, but was trained for {longest[0]:g} epochs and the dense network for {longest[1]:g}",
+        )
+    if control is None:
+        return "undecided", f"{told}, but no reinitialised one was trained"
+    told += f" and the reinitialised one {_judged(control)}"
+    if control.judgement == "worse":
+        return "supported", told
+    return ("refuted" if control.judgement == "matching" else "undecided"), told
+
+
+def _judged(line: Line) -> str:
+    less = line.less_dense
+    if less is None or less.low is None or less.high is None:
+        return "not decided (fewer than two pairs of seeds)"
+    words = {"matching": "matching", "worse": "worse", "open": "not decided"}[line.judgement]
+    return f"{words} ({100 * less.mean:+.2f} points, {100 * less.low:+.2f} to {100 * less.high:+.2f}, n = {less.pairs})"
+
+
+def by_seed(points: Iterable[Point]) -> dict[int, float]:
+    """Seed -> accuracy; the mean of a seed's points if it has several."""
+    values: dict[int, list[float]] = {}
+    for point in points:
+        values.setdefault(point.seed, []).append(point.accuracy)
+    return {seed: sum(v) / len(v) for seed, v in values.items()}
+
+
+def _order(item: tuple[tuple[str, float], list[Point]]) -> tuple[Any, ...]:
+    series, density = item[0]
+    rank = {DENSE: 0, TICKET: 1, REINITIALISED: 2}.get(series, 3)
+    return (series != DENSE, -density, rank, series)
+
+
+def _percent(density: float) -> str:
+    return f"{100 * density:.3g} %"

@@ -1,0 +1,186 @@
+"""`write_report`: everything that is made of a folder of runs, into one folder."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from smallnets.report.checklist import Checklist
+from smallnets.report.collect import Results
+from smallnets.report.figures import save
+from smallnets.report.lottery import Lottery, lotteries
+from smallnets.report.lottery_figure import LotteryFigure
+from smallnets.report.page import Page
+from smallnets.report.pareto import COSTS, ParetoFigure
+from smallnets.report.tables import ResultTable, interval, is_share, markdown, number
+from smallnets.report.verdict import DENSE, MARGIN, TICKET, Verdict, verdict
+from smallnets.results.row import write_text
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a report is to show.
+
+    Args:
+        metric: a figure of the row.
+        baseline: the cell that others are compared with; None for none.
+        limits: count -> the most that is allowed.
+        stated: points of documents, as their CSV file says.
+        halving: document 003's axis for lotteries.
+        margin: of the verdict.
+    """
+
+    metric: str = "val_accuracy"
+    baseline: str | None = None
+    limits: Mapping[str, int] = field(default_factory=dict)
+    stated: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    halving: bool = False
+    margin: float = MARGIN
+
+    def points(self, column: str) -> list[Mapping[str, Any]]:
+        """The stated points that have a value in a column."""
+        return [point for point in self.stated if point.get(column) is not None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was made: the table, a verdict for each lottery, all files, and what was left out."""
+
+    table: ResultTable
+    verdicts: dict[str, Verdict]
+    files: list[Path]
+    problems: list[str]
+
+    @property
+    def page(self) -> Path:
+        return self.files[-1]
+
+
+def write_report(results: Results, out: Path, asked: Asked) -> Report:
+    """Writes table, checklist, verdicts, figures and the page into `out`; each file by rename, the page last."""
+    out.mkdir(parents=True, exist_ok=True)
+    table = ResultTable(results, asked.metric, asked.baseline, asked.limits)
+    found, unplaced = lotteries(results, asked.metric)
+    # A verdict and the figures are of accuracies; a lottery may have been measured by another figure only.
+    found = [each for each in found if each.points and is_share(asked.metric)]
+    verdicts = {each.name: verdict(each.points, asked.margin) for each in found if can_judge(each)}
+    page = Page(results.name, results.asks)
+    files = [*_table(table, out, page)]
+    for name, each in verdicts.items():
+        files += _verdict(name, each, out, page, len(verdicts) > 1)
+    if found:
+        figure = LotteryFigure(found, asked.metric, asked.halving, asked.points("remaining"))
+        files += save(figure, out / "lottery")
+        page.heading("Accuracy against weights remaining")
+        page.text("Lines are means over seeds, bands one standard deviation; dashed: the dense network.")
+        page.chart(figure.plot())
+    if is_share(asked.metric):
+        files += _costs(results, asked, out, page)
+    files += _checklist(Checklist(results), out, page)
+    problems = [*results.problems, *unplaced]
+    if problems:
+        page.heading("Left out")
+        page.listed(problems)
+    write_text(out / "index.html", page.html())
+    return Report(table, verdicts, [*files, out / "index.html"], problems)
+
+
+def can_judge(lottery: Lottery) -> bool:
+    """Whether a lottery has both a dense network and a ticket that were measured."""
+    return {DENSE, TICKET} <= {point.series for point in lottery.points}
+
+
+def _table(table: ResultTable, out: Path, page: Page) -> list[Path]:
+    stem = out / "table"
+    write_text(stem.with_suffix(".md"), table.markdown())
+    write_text(stem.with_suffix(".tex"), table.latex())
+    write_text(stem.with_suffix(".csv"), table.frame().to_csv(index=False))
+    page.heading("Results")
+    compared = (
+        f" Differences to {table.baseline} are paired by seed; p: paired t test, adjusted for the number of"
+        " comparisons (Holm). Seeds needed: for power 0.8 at a difference of this size."
+        if table.baseline is not None
+        else ""
+    )
+    page.text(f"{table.metric}: mean over seeds, standard deviation (n - 1), t interval of the mean.{compared}")
+    page.table(table.shown())
+    return [stem.with_suffix(kind) for kind in (".md", ".tex", ".csv")]
+
+
+def _verdict(name: str, found: Verdict, out: Path, page: Page, several: bool) -> list[Path]:
+    stem = out / (f"verdict-{_file_name(name)}" if several else "verdict")
+    lines = verdict_table(found)
+    rule = (
+        "Matching: the 95 % interval of the difference to dense, paired by seed, lies above"
+        f" {-100 * found.margin:g} points."
+    )
+    smallest = (
+        "No ticket was matching."
+        if found.smallest_matching is None
+        else f"The smallest matching ticket keeps {100 * found.smallest_matching:.3g} % of the weights."
+    )
+    text = f"# {name}\n\n{found.sentence}\n\n{smallest} {rule}\n\n{markdown(lines)}"
+    write_text(stem.with_suffix(".md"), text)
+    write_text(stem.with_suffix(".csv"), pd.DataFrame(found.records()).to_csv(index=False))
+    page.heading(f"Verdict: {name}" if several else "Verdict")
+    page.text(found.sentence, finding=True)
+    page.text(f"{smallest} {rule}")
+    page.table(lines)
+    return [stem.with_suffix(".md"), stem.with_suffix(".csv")]
+
+
+def verdict_table(found: Verdict) -> list[list[str]]:
+    """A header and a line for each series and density, accuracies in percent."""
+    lines = [["density", "series", "n", "mean (%)", "sd", "less dense", "its 95 % CI", "judgement"]]
+    for line in found.records():
+        dense = line["series"] == DENSE
+        lines.append(
+            [
+                f"{100 * line['density']:.3g} %",
+                line["series"],
+                str(line["n"]),
+                number(line["mean"], True, "-"),
+                number(line["sd"], True, "-"),
+                number(line["difference"], True, "-", signed=True),
+                interval(line["difference_low"], line["difference_high"], True, "-", signed=True),
+                "-" if dense else line["judgement"],
+            ]
+        )
+    return lines
+
+
+def _costs(results: Results, asked: Asked, out: Path, page: Page) -> list[Path]:
+    files = []
+    costs = ["parameters", "macs", "bytes"]
+    if any(row["nonzero_parameters"] != row["parameters"] for row in results.rows):
+        costs.insert(1, "nonzero_parameters")
+    for cost in costs:
+        figure = ParetoFigure(results, asked.metric, cost, asked.points(cost))
+        if len(figure.frame()) == 0:
+            continue
+        files += save(figure, out / f"pareto-{cost}")
+        page.heading(f"{asked.metric} against {COSTS[cost]}")
+        if cost == "parameters":
+            page.text(
+                "The dashed line is the Pareto front of the measured means; hollow marks are what documents state."
+            )
+        page.chart(figure.plot())
+    return files
+
+
+def _checklist(found: Checklist, out: Path, page: Page) -> list[Path]:
+    text = found.markdown()
+    if not text:
+        return []
+    write_text(out / "checklist.md", text)
+    write_text(out / "checklist.csv", found.frame().to_csv(index=False))
+    page.heading("Pruning checklist (Blalock et al. 2020)")
+    page.table(found.shown())
+    page.text(text.splitlines()[-1])
+    return [out / "checklist.md", out / "checklist.csv"]
+
+
+def _file_name(text: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_=.," else "-" for letter in text)

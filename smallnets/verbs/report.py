@@ -1,0 +1,211 @@
+"""`smallnets report`: tables, figures, a verdict and one page, from the rows of runs."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from smallnets.errors import UserError
+
+if TYPE_CHECKING:
+    from smallnets.report.collect import Results
+    from smallnets.report.write import Asked
+
+FIGURES = {
+    "layers": "filters and parameters of each layer, of checkpoints instead of folders (PATH or NAME=PATH)",
+    "pareto": "accuracy against --cost",
+    "lottery": "accuracy against weights remaining",
+}
+COSTS = ("parameters", "nonzero_parameters", "macs", "bytes")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="smallnets report",
+        description="Puts the rows of runs together by cell and writes table.md, table.csv, table.tex, figures (PNG, "
+        "SVG, HTML, with their numbers as CSV), for lotteries a verdict, for pruned networks a checklist, and "
+        "index.html.",
+        epilog="figures: " + "; ".join(f"{name}: {text}" for name, text in FIGURES.items()),
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="folders of runs or studies (lightning_logs/NAME)")
+    parser.add_argument("--figure", metavar="NAME", help=f"this figure alone: {', '.join(FIGURES)}")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report/<folder's name>)")
+    parser.add_argument(
+        "--metric", default="val_accuracy", metavar="NAME", help="a figure of the row (default: val_accuracy)"
+    )
+    parser.add_argument("--baseline", metavar="CELL", help="compare with this cell (default: the first; none: no cell)")
+    parser.add_argument("--cost", default="parameters", metavar="NAME", help=f"of {', '.join(COSTS)}")
+    parser.add_argument(
+        "--budget", action="append", default=[], metavar="NAME=N", help="flag cells above it, as in parameters=5M"
+    )
+    parser.add_argument(
+        "--stated", type=Path, metavar="FILE", help="CSV with points of documents: name, accuracy and parameters, macs"
+        " or bytes; or series, accuracy and remaining; accuracies as shares of 1",
+    )  # fmt: skip
+    parser.add_argument(
+        "--halving", action="store_true", help="lottery: a reversed axis of halvings, as document 003's"
+    )
+    parser.add_argument(
+        "--margin", type=float, default=0.5, metavar="POINTS", help="verdict: a loss that does not count (default: 0.5)"
+    )
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Writes the report, prints its table, and what was left out on stderr.
+
+    Raises:
+        UserError: a wrong command line, no rows, a checkpoint that is not ours.
+    """
+    try:
+        options = _parser().parse_args(list(argv))
+    except SystemExit as end:  # --help has been printed
+        return int(end.code or 0)
+    _check(options)
+    try:
+        import altair  # noqa: F401  that the extra is installed is asked once, for all of it
+        import pandas  # noqa: F401
+        import vl_convert  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(f"smallnets report needs {error.name}: pip install 'smallnets[report]'") from error
+    try:
+        return _layers(options) if options.figure == "layers" else _rows(options)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"smallnets report: cannot write {error.filename}: {error.strerror}") from error
+
+
+def _check(options: argparse.Namespace) -> None:
+    from smallnets.report.collect import nearest
+
+    for option, name, known in (("--figure", options.figure, FIGURES), ("--cost", options.cost, COSTS)):
+        if name is not None and name not in known:
+            raise UserError(f"smallnets report: {option}: there is no {name!r}; {nearest(name, known)}")
+    if not 0 <= options.margin < 100:
+        raise UserError(f"smallnets report: --margin is points of accuracy, from 0 to 100, got {options.margin}")
+
+
+def _layers(options: argparse.Namespace) -> int:
+    from smallnets.report.figures import save
+    from smallnets.report.layers import LayersFigure, read_nets
+
+    nets = read_nets(options.paths)
+    out = options.out or Path("report/layers")
+    for show in ("filters", "parameters"):
+        for path in save(LayersFigure(nets, show), out / f"layers-{show}"):
+            print(path)
+    return 0
+
+
+def _rows(options: argparse.Namespace) -> int:
+    from smallnets.report.collect import collect
+
+    results = collect(options.paths)
+    results.check_metric(options.metric)
+    out = options.out or Path("report") / (results.name if len(options.paths) == 1 else "several")
+    problems: list[str] = []
+    if options.figure is None:
+        from smallnets.report.write import write_report
+
+        report = write_report(results, out, _asked(options, results))
+        print(report.table.markdown())
+        for name, found in report.verdicts.items():
+            print(f"{name}: {found.sentence}\n")
+        print(f"{len(report.files)} files in {out}; open {report.page}")
+        problems = report.problems
+    else:
+        figure, problems = _figure(options, results)
+        from smallnets.report.figures import save
+
+        for path in save(figure, out / (options.figure if options.figure == "lottery" else f"pareto-{options.cost}")):
+            print(path)
+        problems = [*results.problems, *problems]
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    return 0
+
+
+def _figure(options: argparse.Namespace, results: "Results") -> tuple[Any, list[str]]:
+    from smallnets.report.lottery import lotteries
+    from smallnets.report.lottery_figure import LotteryFigure
+    from smallnets.report.pareto import ParetoFigure
+    from smallnets.report.tables import is_share
+
+    if not is_share(options.metric):
+        raise UserError(f"--figure {options.figure}: --metric must be an accuracy, got {options.metric}")
+    asked = _asked(options, results)
+    if options.figure == "pareto":
+        figure = ParetoFigure(results, asked.metric, options.cost, asked.points(options.cost))
+        if len(figure.frame()) == 0:
+            raise UserError(f"--figure pareto: no run here has {asked.metric} and {options.cost}")
+        return figure, []
+    found, problems = lotteries(results, asked.metric)
+    if not any(each.points for each in found):
+        raise UserError(f"--figure lottery: no run of LotteryTicket with {asked.metric} in {', '.join(options.paths)}")
+    return LotteryFigure(found, asked.metric, asked.halving, asked.points("remaining")), problems
+
+
+def _asked(options: argparse.Namespace, results: "Results") -> "Asked":
+    from smallnets.report.write import Asked
+
+    baseline = None if options.baseline == "none" else options.baseline or _first(results)
+    if baseline is not None:
+        results.cell(baseline)
+    return Asked(
+        options.metric, baseline, _limits(options.budget), _stated(options.stated), options.halving,
+        options.margin / 100,
+    )  # fmt: skip
+
+
+def _first(results: "Results") -> str | None:
+    names = [cell.name for cell in results.cells if cell.rows]
+    return names[0] if len(names) > 1 else None
+
+
+def _limits(given: Sequence[str]) -> dict[str, int]:
+    from smallnets.measure.budget import Budget
+    from smallnets.report.collect import nearest
+
+    limits: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or name not in COSTS:
+            raise UserError(f"smallnets report: --budget: NAME=N is expected, got {text!r}; {nearest(name, COSTS)}")
+        limits[name] = value
+    return Budget(**limits).limits() if limits else {}
+
+
+def _stated(path: Path | None) -> list[dict[str, Any]]:
+    """The points of a CSV file; numbers as numbers, empty fields as None."""
+    if path is None:
+        return []
+    import csv
+
+    if not path.is_file():
+        raise UserError(f"smallnets report: --stated: no file {path}")
+    points: list[dict[str, Any]] = []
+    with path.open(newline="") as file:
+        for line in csv.DictReader(file):
+            point: dict[str, Any] = {}
+            for key, text in line.items():
+                if key in ("name", "series"):
+                    point[key] = text
+                else:
+                    try:
+                        point[key] = float(text) if text else None
+                    except ValueError as error:
+                        raise UserError(f"--stated {path}: {key}: a number is expected, got {text!r}") from error
+            name = "series" if point.get("remaining") is not None else "name"
+            if point.get("accuracy") is None or not point.get(name):
+                raise UserError(f"--stated {path}: each line needs {name} and accuracy, got {line}")
+            if not 0 <= point["accuracy"] <= 1:
+                raise UserError(f"--stated {path}: an accuracy is a share of 1, got {point['accuracy']}")
+            points.append(point)
+    return points

@@ -1,0 +1,111 @@
+"""From rows to a lottery's points, the crossing of two curves, and the figure of both."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from report_helpers import control_record, in_study, lottery_record, put, row, study
+
+from smallnets.report.collect import collect
+from smallnets.report.figures import save, spec
+from smallnets.report.lottery import Lottery, crossings, height, lotteries
+from smallnets.report.lottery_figure import LotteryFigure
+from smallnets.report.verdict import Point
+
+
+def test_rounds_and_controls_become_points(tmp_path: Path) -> None:
+    folder = study(tmp_path / "lot", {"ticket": {}, "reinit": {}, "again": {}}, [0, 1, 10, 11])
+    for seed in (0, 1):
+        made = in_study(folder, "ticket", seed, 0.8, pruning=[lottery_record([0.9, 0.91, 0.8])])
+        start = f"lightning_logs/lot/{made['run']}/checkpoints/round-2.ckpt"
+        # A control of another seed belongs to its lottery's.
+        record = control_record("random_reinit", 0.25, start, 2)
+        in_study(folder, "reinit", seed + 10, 0.7, pruning=[record], epochs=10)
+        in_study(folder, "again", seed, 0.79, pruning=[control_record("ticket", 0.25, start, 2)], epochs=10)
+    (lottery,), problems = lotteries(collect([folder]))
+    assert not problems and (lottery.name, lottery.weights) == ("ticket", 1000)
+    assert sorted(p for p in lottery.points if p.seed == 1) == [
+        Point("dense", 1, 1.0, 0.9, 10), Point("random_reinit", 1, 0.25, 0.7, 10), Point("ticket", 1, 0.25, 0.8, 10),
+        Point("ticket", 1, 0.5, 0.91, 10), Point("ticket_again", 1, 0.25, 0.79, 10),
+    ]  # fmt: skip
+    (last,), _ = lotteries(collect([folder]), "val_accuracy_last")
+    # Of the last epochs, by a round's own name for it; the controls' rows have none.
+    assert {(p.series, p.accuracy) for p in last.points} == {("dense", 0.89), ("ticket", 0.9), ("ticket", 0.79)}
+
+
+def test_two_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for name, accuracy in (("a", 0.9), ("b", 0.6)):
+        put(tmp_path / name, row(name, "run-1", 0, accuracy, pruning=[lottery_record([accuracy, accuracy])]))
+    start = "logs/b/run-1/checkpoints/round-1.ckpt"
+    put(tmp_path / "c", row("c", "run-1", 0, 0.5, pruning=[control_record("random_mask", 0.5, start, 1)]))
+    stray = control_record("random_mask", 0.5, "logs/gone/run-7/checkpoints/round-1.ckpt", 1)
+    put(tmp_path / "d", row("d", "run-1", 0, 0.5, pruning=[stray]))
+    found, problems = lotteries(collect([tmp_path]))
+    assert {each.name: len(each.points) for each in found} == {"a": 2, "b": 3}
+    assert len(problems) == 1 and "gone/run-7" in problems[0]
+
+
+def test_a_test_figure_is_that_of_the_last_round(tmp_path: Path) -> None:
+    put(tmp_path, row("a", "run-1", 3, 0.8, test_accuracy=0.77, pruning=[lottery_record([0.9, 0.91, 0.8])]))
+    (lottery,), _ = lotteries(collect([tmp_path]), "test_accuracy")
+    assert lottery.points == [Point("ticket", 3, 0.25, 0.77, 10)]
+
+
+def test_curves_cross_where_their_straight_lines_do_on_a_logarithmic_axis() -> None:
+    falling, level = [(0.01, 0.0), (1.0, 1.0)], [(0.001, 0.5), (1.0, 0.5)]
+    assert crossings(falling, level) == pytest.approx([0.1])  # half way between 1/100 and 1
+    assert height(falling, 0.1) == pytest.approx(0.5)
+    zigzag = [(0.125, 0.0), (0.25, 1.0), (0.5, 0.0), (1.0, 1.0)]
+    found = crossings(zigzag, level)
+    assert found == pytest.approx([0.125 * math.sqrt(2), 0.25 * math.sqrt(2), 0.5 * math.sqrt(2)])
+    assert crossings(level, zigzag) == pytest.approx(found)
+
+
+def test_no_crossing_where_curves_touch_or_share_nothing() -> None:
+    level = [(0.1, 0.5), (0.2, 0.5), (1.0, 0.5)]
+    assert crossings([(0.1, 0.7), (0.2, 0.5), (1.0, 0.9)], level) == []
+    assert crossings([(0.1, 0.7), (0.2, 0.5), (1.0, 0.2)], level) == [0.2]  # through a point of both: there
+    assert crossings([(0.01, 0.7), (0.05, 0.2)], level) == []
+    assert crossings([], level) == []
+
+
+def two() -> list[Lottery]:
+    """A large network, and one of a quarter of its weights that is better where few are left."""
+    big = [Point("dense", s, 1.0, 0.9 + s / 100, 9) for s in (0, 1)]
+    big += [Point("ticket", s, d, a + s / 100, 9) for d, a in ((0.25, 0.8), (0.0625, 0.4)) for s in (0, 1)]
+    small = [Point("dense", 0, 1.0, 0.7, 9), Point("ticket", 0, 0.25, 0.7, 9)]
+    return [Lottery("real", 400, big), Lottery("quaternion", 100, small)]
+
+
+def test_the_figures_numbers_are_shares_of_the_largest(tmp_path: Path) -> None:
+    figure = LotteryFigure(two(), stated=[{"series": "paper", "remaining": 0.5, "accuracy": 0.6}])
+    frame = figure.frame().set_index(["lottery", "series", "remaining"])
+    real = frame.loc[("real", "ticket", 0.25)]
+    assert (real["n"], real["mean"]) == (2, pytest.approx(0.805))
+    assert real["band_high"] - real["mean"] == pytest.approx(0.01 / math.sqrt(2))
+    assert frame.loc[("quaternion", "dense", 0.25), "mean"] == 0.7  # dense, and a quarter of the real one's
+    assert frame.loc[("quaternion", "ticket", 0.0625), "density"] == 0.25
+    assert frame.loc[("stated", "paper", 0.5), "source"] == "stated"
+    assert frame["source"].tolist().count("crossing") == 1
+    ((x, y),) = figure.crossings()
+    assert 0.0625 < x < 0.25 and y == pytest.approx(0.7)
+    files = save(figure, tmp_path / "out" / "lottery")
+    assert [path.suffix for path in files] == [".csv", ".png", ".svg", ".html"]
+    assert all(path.stat().st_size > 500 for path in files) and len(list(files[0].parent.iterdir())) == 4
+
+
+def test_two_masks_of_one_seed_are_one_of_n() -> None:
+    points = [
+        Point("dense", 0, 1.0, 0.9),
+        *(Point("random_mask", s, 0.5, a) for s, a in ((0, 0.2), (0, 0.4), (1, 0.6))),
+    ]
+    frame = LotteryFigure([Lottery("one", 100, points)]).frame().set_index("series")
+    assert (frame.loc["random_mask", "n"], frame.loc["random_mask", "mean"]) == (2, pytest.approx(0.45))
+
+
+@pytest.mark.parametrize("halving", [False, True])
+def test_the_axis_of_halvings_is_reversed(halving: bool) -> None:
+    drawn = json.dumps(spec(LotteryFigure(two(), halving=halving).plot()))
+    assert ('"reverse": true' in drawn) is halving
+    assert ("[1.0, 0.5, 0.25, 0.125, 0.0625]" in drawn) is halving

@@ -1,0 +1,107 @@
+"""The lottery's verdict: planted accuracies, and the rule recovered from them."""
+
+import pandas as pd
+import pytest
+
+from smallnets.errors import UserError
+from smallnets.report.stats import difference
+from smallnets.report.verdict import Point, Verdict, judge, verdict
+
+SEEDS = range(4)
+# Differences of deviation 0.001 about their mean: the half width is 3.182 * 0.00115 / 2 = 0.0018
+WOBBLE = (0.001, -0.001, 0.001, -0.001)
+
+
+def plant(**drops: dict[float, float]) -> list[Point]:
+    """A dense network at 0.9, and each series at each density so much below it."""
+    points = [Point("dense", seed, 1.0, 0.9 + seed / 100, 20) for seed in SEEDS]
+    for series, by_density in drops.items():
+        for density, drop in by_density.items():
+            points += [Point(series, s, density, 0.9 + s / 100 - drop + WOBBLE[s], 20) for s in SEEDS]
+    return points
+
+
+def line(found: Verdict, series: str, density: float) -> str:
+    return next(each.judgement for each in found.lines if (each.series, each.density) == (series, density))
+
+
+def test_a_ticket_that_matches_where_a_reinitialised_one_does_not_supports() -> None:
+    found = verdict(plant(ticket={0.5: 0.0, 0.1: 0.0, 0.01: 0.3}, random_reinit={0.1: 0.05}))
+    assert found.finding == "supported" and found.smallest_matching == 0.1
+    assert "supported by these runs: at 10 % the ticket is matching" in found.sentence
+    assert [line(found, *at) for at in (("ticket", 0.1), ("ticket", 0.01), ("random_reinit", 0.1))] == [
+        "matching", "worse", "worse",
+    ]  # fmt: skip
+
+
+def test_tickets_that_are_worse_everywhere_refute_whatever_larger_ones_do() -> None:
+    found = verdict(plant(ticket={0.5: 0.0, 0.2: 0.02, 0.1: 0.05}, random_reinit={0.2: 0.05}))
+    assert (found.finding, found.smallest_matching) == ("refuted", 0.5)
+
+
+def test_a_reinitialised_ticket_that_matches_as_well_refutes() -> None:
+    found = verdict(plant(ticket={0.1: 0.0}, random_reinit={0.1: 0.0}))
+    assert found.finding == "refuted" and "reinitialised one matching" in found.sentence
+
+
+def test_what_was_not_run_or_is_not_clear_leaves_it_undecided() -> None:
+    assert verdict(plant(ticket={0.1: 0.0})).finding == "undecided"  # no control
+    assert verdict(plant(ticket={0.1: 0.0}, random_reinit={0.2: 0.1})).finding == "undecided"  # at another density
+    assert verdict(plant(ticket={0.1: 0.005}, random_reinit={0.1: 0.1})).finding == "undecided"  # astride the margin
+    assert verdict(plant(ticket={0.1: 0.0}, random_reinit={0.1: 0.005})).finding == "undecided"
+    mixed = plant(ticket={0.2: 0.0, 0.1: 0.1})
+    assert verdict(mixed).finding == "undecided"  # 10 % refutes, and at 20 % the control was not run
+    large = verdict(plant(ticket={0.5: 0.0}, random_reinit={0.5: 0.1}))
+    assert large.finding == "undecided" and "no ticket was trained at so few weights" in large.sentence
+
+
+def test_one_density_that_supports_outweighs_others_that_refute() -> None:
+    found = verdict(plant(ticket={0.2: 0.0, 0.1: 0.1}, random_reinit={0.2: 0.1, 0.1: 0.1}))
+    assert found.finding == "supported"
+
+
+def test_one_seed_decides_nothing() -> None:
+    points = [p for p in plant(ticket={0.1: 0.0}, random_reinit={0.1: 0.5}) if p.seed == 0]
+    found = verdict(points)
+    assert found.finding == "undecided" and line(found, "ticket", 0.1) == "open"
+    assert "fewer than two pairs" in found.sentence
+
+
+def test_a_ticket_that_was_trained_for_longer_does_not_support() -> None:
+    points = plant(ticket={0.1: 0.0}, random_reinit={0.1: 0.1})
+    longer = [p._replace(epochs=30) if p.series == "ticket" else p for p in points]
+    found = verdict(longer)
+    assert found.finding == "undecided" and "trained for 30 epochs and the dense network for 20" in found.sentence
+    assert verdict([p._replace(epochs=None) for p in points]).finding == "supported"
+
+
+def test_the_margin_moves_the_line() -> None:
+    points = plant(ticket={0.1: 0.01}, random_reinit={0.1: 0.1})
+    assert verdict(points).finding == "refuted"
+    assert verdict(points, margin=0.02).finding == "supported"
+
+
+def test_the_rule_at_its_edges() -> None:
+    base = {0: 0.0, 1: 0.0}
+    exact = difference({0: -0.005, 1: -0.005}, base)  # an interval of no width, on the margin
+    assert judge(exact) == "matching"
+    assert judge(difference({0: -0.006, 1: -0.006}, base)) == "worse"
+    assert judge(None) == judge(difference({0: 0.1}, base)) == "open"
+
+
+def test_rows_of_a_data_frame_do_as_well_and_pairs_are_of_seeds() -> None:
+    points = plant(ticket={0.1: 0.0}, random_reinit={0.1: 0.1})
+    frame = pd.DataFrame(points[::-1])
+    assert verdict(frame.to_dict("records")) == verdict(points)
+    # By seed the deviation is that of the wobble; by place it would be that of the seeds' own 0.01 steps.
+    (ticket,) = [each for each in verdict(points).lines if each.series == "ticket"]
+    assert ticket.less_dense is not None and ticket.less_dense.sd == pytest.approx(0.001 * (4 / 3) ** 0.5)
+
+
+def test_what_cannot_be_judged_is_refused() -> None:
+    with pytest.raises(UserError, match="needs points of 'dense'"):
+        verdict([p for p in plant(ticket={0.1: 0.0}) if p.series != "dense"])
+    with pytest.raises(UserError, match="needs points of 'ticket'"):
+        verdict(plant())
+    with pytest.raises(UserError, match=r"between 0 and 1, got 12\.5"):
+        verdict(plant(ticket={12.5: 0.0}))
