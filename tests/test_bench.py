@@ -42,6 +42,7 @@ BARS = {
     },
     "fit": {
         "crop+flip, limit": ("<=", 1.06),
+        "crop+flip, layout": None,
         "crop+flip, usual": None,
         "autoaugment+perspective+crop+flip, limit": ("<=", 1.08),
         "autoaugment+perspective+crop+flip, usual": None,

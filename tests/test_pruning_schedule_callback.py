@@ -341,7 +341,7 @@ def test_a_resume_with_another_schedule_is_refused(here, tiny, capsys):
     assert main(tiny("fit", "--name=dense")) == 0
     more[0] = "--name=dense"
     assert main(tiny("fit", *options(density=0.2, at="12it"), *more)) == 2
-    assert "keeps its pruning schedule: the checkpoint has none" in capsys.readouterr().err
+    assert "trainer.callbacks was None, now PruningSchedule" in capsys.readouterr().err
     more[0] = "--name=one"
     assert main(tiny("fit", *options(**CUBIC), *more)) == 0
     assert load_masks(here / "lightning_logs/one/run-1/checkpoints/last.ckpt").kept == 89

@@ -78,11 +78,11 @@ def test_decay_spares_norm_and_bias(here, tiny, own):
 def test_top5_is_reported_where_it_says_something(here):
     from torchmetrics import MetricCollection
 
-    from smallnets.training.classifier import _metrics
+    from smallnets.training.figures import figures
 
-    assert isinstance(_metrics(100, "val/"), MetricCollection)
-    assert set(_metrics(100, "val/")) == {"val/loss", "val/accuracy", "val/accuracy_top5"}
-    assert set(_metrics(10, "val/")) == {"val/loss", "val/accuracy"}
+    assert isinstance(figures(100, "val/"), MetricCollection)
+    assert set(figures(100, "val/")) == {"val/loss", "val/accuracy", "val/accuracy_top5"}
+    assert set(figures(10, "val/")) == {"val/loss", "val/accuracy"}
 
 
 def test_ema_and_best_checkpoint_from_a_config(here, tiny):

@@ -16,6 +16,7 @@ from smallnets.models import make
 # How many times the loop by hand `Trainer.fit` may take.
 LIMITS = {"crop+flip": 1.06, "autoaugment+perspective+crop+flip": 1.08}
 
+SHOWN = "crop+flip"  # where --model.channels_last=true is shown
 # The fast mode on a GPU: 0.85 of the speed of a captured loop by hand.
 MOST_OF_CAPTURED = 1 / 0.85
 
@@ -43,6 +44,9 @@ def measure(settings: Settings) -> list[Row]:
             "by hand": partial(_on_new_network, work.by_hand, settings.quick),
             "usual stack": partial(_on_new_network, work.by_usual_stack, settings.quick, pictures),
         }
+        if name == SHOWN:
+            last = partial(work.by_trainer, channels_last=True)
+            sides["channels_last"] = partial(_on_new_network, last, settings.quick)
         if on_gpu and not settings.quick:
             sides |= {
                 "fast mode": partial(_on_new_network, partial(work.by_trainer, fast=True), False),
@@ -54,6 +58,8 @@ def measure(settings: Settings) -> list[Row]:
         if "fast mode" in sides:
             row = compare(f"{name}, captured", seconds, "fast mode", "captured by hand", note)
             rows.append(row.with_bar("<=", MOST_OF_CAPTURED))
+        if "channels_last" in sides:
+            rows.append(compare(f"{name}, layout", seconds, "channels_last", "Trainer.fit", note))
         rows.append(compare(f"{name}, usual", seconds, "usual stack", "Trainer.fit", note))
     return rows
 

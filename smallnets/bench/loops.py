@@ -107,9 +107,9 @@ class Work:
         schedule.step()
         return (clock(self.device) - start) / self.steps
 
-    def by_trainer(self, net: nn.Module, *callbacks: Callback, fast: bool = False) -> float:
-        """`Classifier` on an `ImageData`, with no logger; in the fast mode `warm` must be whole chunks."""
-        module = Classifier(net, make_optimizer, make_schedule, fast=fast)
+    def by_trainer(self, net: nn.Module, *callbacks: Callback, **options: bool) -> float:
+        """`Classifier`, with `options`, on an `ImageData`; no logger. In the fast mode `warm` must be whole chunks."""
+        module = Classifier(net, make_optimizer, make_schedule, **options)
         return self._fit(module, callbacks, datamodule=self.data)
 
     def by_module(self, module: L.LightningModule) -> float:
