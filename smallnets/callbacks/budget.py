@@ -18,7 +18,8 @@ class ParameterBudget(Callback):
 
     The check is made when the first batch of a fit arrives: everything that other callbacks change at the start, in
     whatever order they stand, has been done by then, and on resuming the network has the widths of the checkpoint.
-    Whoever changes the structure later calls `check`.
+    Whoever changes the structure later calls `check`; while a callback says that the network will still lose channels
+    in this fit (`changes_ahead` of `ChannelPruning`), the check waits for the first batch after it.
 
     Args:
         parameters: all trainable parameters; limits are numbers or strings such as "5M" (5,000,000) and "200k".
@@ -64,7 +65,8 @@ class ParameterBudget(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._checked:
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        if self._checked or any(getattr(each, "changes_ahead", False) for each in callbacks):
             return
         counts = self.check(trainer, pl_module)
         self._checked = True
