@@ -181,7 +181,7 @@ class PruningSchedule(StepCallback):
             )
 
     def _check_data(self, trainer: L.Trainer) -> None:
-        loader = _loader(trainer)
+        loader = criterion_loader(trainer)
         if loader is None:
             raise UserError(f"{self.settings['criterion']} needs training images from a data module of smallnets")
         if self.settings["batches"] > len(loader):
@@ -226,7 +226,7 @@ class PruningSchedule(StepCallback):
             self.settings["criterion"],
             self._changes[step],
             **self._how,
-            batches=_batches(trainer, self.settings["batches"], step) if self._needs == "batches" else (),
+            batches=criterion_batches(trainer, self.settings["batches"], step) if self._needs == "batches" else (),
             seed=mix(global_seed(), _STREAM_MASKS),
             movement=self._movement,
             rounds=self.settings["rounds"],
@@ -280,16 +280,16 @@ def _image(data: Any, net: Any) -> dict[str, int]:
     return {name: int(getattr(data, name, None) or getattr(net, name, None) or value) for name, value in usual.items()}
 
 
-def _loader(trainer: Any) -> BatchLoader | None:
+def criterion_loader(trainer: Any) -> BatchLoader | None:
     loader = trainer.train_dataloader
     loader = loader.loader if isinstance(loader, ChunkedLoader) else loader
     known = hasattr(getattr(trainer, "datamodule", None), "on_after_batch_transfer")
     return loader if known and isinstance(loader, BatchLoader) else None
 
 
-def _batches(trainer: Any, number: int, step: int) -> list[tuple[Tensor, Tensor]]:
+def criterion_batches(trainer: Any, number: int, step: int) -> list[tuple[Tensor, Tensor]]:
     """Training batches of one rank, as they come to the network, from an order that is a function of (seed, step)."""
-    loader, data = _loader(trainer), trainer.datamodule
+    loader, data = criterion_loader(trainer), trainer.datamodule
     assert loader is not None, "on_train_start asks for it"
     seed = mix(loader.seed, _STREAM_MASKS, step)
     own = BatchLoader(

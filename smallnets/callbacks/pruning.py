@@ -11,7 +11,7 @@ from torch import nn
 
 from smallnets.callbacks.budget import ParameterBudget
 from smallnets.callbacks.channels import ChannelRecord, image_of, request_of, round_times
-from smallnets.callbacks.masks import PruningSchedule, _batches, _loader
+from smallnets.callbacks.masks import PruningSchedule, criterion_batches, criterion_loader
 from smallnets.callbacks.structure import change_on_all_ranks, rebuild, require_whole_weights
 from smallnets.data.seeds import global_seed, mix
 from smallnets.errors import UserError
@@ -195,7 +195,7 @@ class ChannelPruning(Callback):
                 " structure (pruning.shrink) or start from one without masks"
             )
         if self.plan is not None and self.plan.needs_data:
-            loader, batches = _loader(trainer), self.settings["batches"]
+            loader, batches = criterion_loader(trainer), self.settings["batches"]
             if loader is None:
                 raise UserError("criterion 'taylor' needs training images from a data module of smallnets")
             if batches > len(loader):
@@ -264,7 +264,7 @@ class ChannelPruning(Callback):
             return {}
         assert self.plan is not None
         whole = self._whole or self.plan.measure(net, **self._image)
-        batches = _batches(trainer, self.settings["batches"], step) if self.plan.needs_data else None
+        batches = criterion_batches(trainer, self.settings["batches"], step) if self.plan.needs_data else None
         self.plan.prune(net, number, whole, seed=seed, batches=batches, loss=F.cross_entropy, **self._image)
         return whole
 
