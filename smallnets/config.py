@@ -1,9 +1,10 @@
 """Names to classes: what the command line and the configs may abbreviate.
 
 `resnet20` stands for `smallnets.models.ResNet` with its numbers, `quaternion_resnet20` for its conversion by
-`smallnets.surgery.Quaternion`, `SGD` for `torch.optim.SGD`, `CIFAR10` for `smallnets.data.CIFAR10`, `StepLR` for
-`torch.optim.lr_scheduler.StepLR`. The abbreviations are written out before parsing, on the command line and in YAML
-alike, so that the parser sees class paths and nothing but.
+`smallnets.surgery.Quaternion`, `narrow_resnet20` for the widest within a budget by `smallnets.pruning.Narrow`, `SGD`
+for `torch.optim.SGD`, `CIFAR10` for `smallnets.data.CIFAR10`, `StepLR` for `torch.optim.lr_scheduler.StepLR`. The
+abbreviations are written out before parsing, on the command line and in YAML alike, so that the parser sees class paths
+and nothing but.
 """
 
 import difflib
@@ -20,6 +21,8 @@ from smallnets.errors import UserError
 
 # The network's constructor arguments that come from the data, not from the user.
 LINKED = ("num_classes", "in_channels", "image_size")
+# `narrow_resnet18` with `--model.net.parameters=200k`: the widest ResNet-18 within a budget.
+NARROW = "narrow_"
 
 
 def expand_net(name: str) -> dict[str, Any]:
@@ -27,7 +30,12 @@ def expand_net(name: str) -> dict[str, Any]:
     from smallnets.models.spec import find_class
     from smallnets.surgery import names
 
-    spec = names.expand(name)
+    if name.startswith(NARROW):
+        of = name.removeprefix(NARROW)
+        names.expand(of)
+        spec: dict[str, Any] = {"class_path": "smallnets.pruning.Narrow", "init_args": {"of": of}}
+    else:
+        spec = names.expand(name)
     cls = find_class(spec["class_path"])
     defaults = {
         p.name: p.default

@@ -262,7 +262,11 @@ SMALL = (
 SHORTER = {
     "configs/callbacks/prune_cubic.yaml": [
         f"--trainer.callbacks.{option}={time}" for option, time in (("start", "0it"), ("end", "2it"), ("every", "1it"))
-    ]
+    ],
+    "configs/callbacks/prune_channels.yaml": [
+        f"--trainer.callbacks.{option}={value}" for option, value in (("rounds", 1), ("every", "null"), ("at", "1ep"))
+    ],
+    "configs/callbacks/prune_channels_budget.yaml": ["--trainer.callbacks.at=1ep"],
 }
 # Of the callback of a lottery, which is the last of its config: round 1 is rewound to step 1 of an epoch of two.
 LOTTERY = [

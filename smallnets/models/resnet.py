@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smallnets.errors import UserError
-from smallnets.layers.arguments import check_image, copied, odd_per_stage, one_of, per_stage, whole, whole_list
+from smallnets.layers.arguments import check_image, copied, odd_per_stage, one_of, per_stage, share, whole, whole_list
 from smallnets.layers.blocks import BasicBlock, Bottleneck, conv
 from smallnets.layers.init import init_convs
 
@@ -33,6 +34,7 @@ class ResNet(nn.Module):
         stem_channels: None means channels[0], as in document 002.
         strides: stride of each stage's first block; None means 1, then 2 for every later stage.
         image_size: side in pixels, used only with a number for `pool`.
+        dropout: share dropped before the head while training.
 
     Raises UserError for arguments that do not fit together.
     """
@@ -52,6 +54,7 @@ class ResNet(nn.Module):
         strides: Sequence[int] | None = None,
         in_channels: int = 3,
         image_size: int = 32,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_classes = whole("num_classes", num_classes)
@@ -71,6 +74,7 @@ class ResNet(nn.Module):
         first_strides = [1] + [2] * (stages - 1) if self.strides is None else self.strides
         self.in_channels = whole("in_channels", in_channels)
         self.image_size = whole("image_size", image_size)
+        self.dropout = share("dropout", dropout)
 
         width = self.channels[0] if self.stem_channels is None else self.stem_channels
         small = self.stem == "cifar"
@@ -118,4 +122,5 @@ class ResNet(nn.Module):
         if self.pool is not None:
             check_image("ResNet with pool", x, self.in_channels, self.image_size)
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        return self.head(self.flatten(self.average(self.stages(x))))
+        x = self.flatten(self.average(self.stages(x)))
+        return self.head(F.dropout(x, self.dropout, self.training) if self.dropout else x)

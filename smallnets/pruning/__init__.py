@@ -8,9 +8,11 @@ from smallnets.pruning.select import next_kept, select
 from smallnets.pruning.shrink import shrink
 from smallnets.pruning.structured import prune_layers
 from smallnets.pruning.to_budget import prune_to
+from smallnets.pruning.widest import Narrow
 
 __all__ = [
     "Masks",
+    "Narrow",
     "fresh_like",
     "narrow",
     "next_kept",

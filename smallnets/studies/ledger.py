@@ -1,7 +1,7 @@
 """The ledger: which run is anybody's to take, and who is at work; an Optuna study whose trials are the runs.
 
-Optuna is imported in this file alone. What has been *done* is told by the run folders; a ledger that is lost is made
-again from them.
+Optuna is imported here and in `search.py` alone. What has been *done* is told by the run folders; a ledger that is lost
+is made again from them.
 """
 
 import fcntl

@@ -53,8 +53,8 @@ def run_study(
     say = _say_on_terminal if sys.stdout.isatty() else _say
     _introduce(plan, states, slots, say)
     left = [run for run in plan.runs() if _is_left(states[run.name], retry)]
+    plan.write()  # the arguments of the runs name its copies of the configs
     _prepare(left, resolver)
-    plan.write()
     ledger = Ledger(plan.name, storage or f"sqlite:///{plan.folder.ledger}", create=not join, say=say)
     if not join:
         for run in plan.runs():

@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 
 from smallnets.config import expand_arguments
 from smallnets.data import ImageData
-from smallnets.measure import Budget, count
+from smallnets.measure import Budget, Counts, count
 from smallnets.studies.digest import essential_settings
 from smallnets.training.classifier import Classifier
 from smallnets.verbs.messages import as_user_errors, short_warnings
@@ -57,10 +57,13 @@ class FitResolver:
             return essential_settings(self._plain(self._parse(arguments)), self._defaults)
 
     def over_budget(self, arguments: list[str], budget: dict[str, Any]) -> list[str]:
-        limits = Budget(**budget)
+        return Budget(**budget).check(self.counts(arguments))
+
+    def counts(self, arguments: list[str]) -> Counts:
+        """Of the network of these arguments, before any callback changes it."""
         built = self._build(arguments)
         size = {"image_size": built.data.image_size, "in_channels": built.data.in_channels}
-        return limits.check(count(built.model.net, **size))
+        return count(built.model.net, **size)
 
     def prepare(self, arguments: list[str]) -> None:
         spec = self._parse(arguments).data

@@ -4,7 +4,7 @@ import json
 import sys
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from torch import nn
 
 from smallnets.config import LINKED, expand_arguments
@@ -13,7 +13,7 @@ from smallnets.errors import UserError
 from smallnets.measure import Budget, Counts, count
 from smallnets.models.name import name_of
 from smallnets.results.load import CHECKPOINT_KEY, network_of, read_checkpoint
-from smallnets.verbs.messages import parser_message
+from smallnets.verbs.messages import as_user_errors
 
 
 def run(argv: list[str]) -> int:
@@ -22,11 +22,9 @@ def run(argv: list[str]) -> int:
     if any(a in ("-h", "--help") for a in argv):
         parser.print_help()
         return 0
-    try:
+    with as_user_errors():
         options = parser.parse_args(expand_arguments(argv, keep=_network_and_data))
         net, image_size, in_channels = _from_checkpoint(options) or _from_options(parser, options)
-    except ArgumentError as error:
-        raise UserError(parser_message(str(error))) from error
     counts = count(net, image_size=image_size, in_channels=in_channels)
     limits = {k: v for k, v in options.budget.as_dict().items() if v is not None}
     broken = Budget(**limits).check(counts) if limits else []

@@ -225,15 +225,17 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def run(verb: str, argv: list[str]) -> int:
+def run(verb: str, argv: list[str], cli: type[TrainerCLI] = TrainerCLI) -> int:
     """Runs one of the trainer's verbs; returns the exit code.
+
+    `cli` may be a subclass that adds to the trainer what is no part of the configuration.
 
     Raises:
         UserError: the command line or a config is wrong, or the run failed for a reason that has a short message.
     """
     options = {"exit_on_error": False, "allow_abbrev": False}
     with short_warnings(), as_user_errors(_option_names):
-        TrainerCLI(
+        cli(
             Classifier,
             ImageData,
             subclass_mode_data=True,

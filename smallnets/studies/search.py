@@ -1,0 +1,363 @@
+"""`Trials`: a search's trials in Optuna; drawing, training, pruning and taking up again those of a dead worker.
+
+Optuna is imported here and in `ledger.py` alone.
+"""
+
+import fcntl
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+from typing import TYPE_CHECKING, Any, Protocol
+
+from smallnets.data.seeds import mix
+from smallnets.errors import RunError, UserError
+from smallnets.measure import Budget, BudgetExceeded, Counts
+from smallnets.results.run import RunFolder
+from smallnets.results.store import load_row
+from smallnets.studies.cells import short_names
+from smallnets.studies.search_space import Dimension, Search
+from smallnets.studies.state import RunLock
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial, Trial
+
+Report = Callable[[int, float], bool]
+
+
+class Fit(Protocol):
+    """What a search must know of `fit`."""
+
+    def settings(self, arguments: list[str]) -> dict[str, Any]:
+        """The settings of these arguments. Raises UserError for a wrong one."""
+
+    def counts(self, arguments: list[str]) -> Counts:
+        """Of the network of these arguments."""
+
+    def train(self, arguments: list[str], report: Report) -> None:
+        """Runs `fit`; tells `report` (epoch, validation accuracy) after each epoch, and stops if it answers True."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial as tables show it: `state` is done, pruned, over budget, diverged, failed or running.
+
+    `options` are all options that were set, `chosen` what was drawn of each dimension.
+    """
+
+    number: int
+    state: str
+    values: dict[str, float] | None
+    options: dict[str, Any]
+    chosen: dict[str, Any]
+    error: str | None
+    folder: Path
+
+
+class Trials:
+    """The trials of a search, in a storage that any number of workers share, with the folder of their runs.
+
+    Laws:
+        - What is drawn for trial k is a function of the search's seed, k and the trials that have ended before: with
+          one worker a search that is killed anywhere and started again finds bitwise what an uninterrupted one finds.
+        - A configuration over the budget is not trained: it is a trial with its counts and no figure, and its
+          constraint tells the sampler by how much it is over.
+        - A trial that diverges (its loss is not finite) counts as worse than all others; one that fails for another
+          reason is left out of account.
+        - A trial whose worker is dead is gone on with, from its last checkpoint, by the next worker on that machine.
+
+    Args:
+        search: the search.
+        root: the folder of `lightning_logs`.
+        storage: URL of a database that Optuna knows, or a journal's file (`trials.log`); by default
+            `search/trials.sqlite` in the search's folder.
+        create: whether the search may be a new one.
+
+    Raises:
+        UserError: Optuna is not installed, the storage cannot be used, or holds trials of another space or settings.
+    """
+
+    def __init__(self, search: Search, root: Path = Path(), storage: str | None = None, create: bool = True) -> None:
+        try:
+            import optuna
+        except ModuleNotFoundError as error:
+            raise UserError("a search needs optuna: pip install 'smallnets[search]'") from error
+        self._optuna, self.search, self._root = optuna, search, root
+        self.folder = root / "lightning_logs" / search.name
+        self._own = self.folder / "search"
+        if not create and storage is None and not (self._own / "trials.sqlite").is_file():
+            raise UserError(f"there are no trials in {self.folder}: `smallnets search {search.file}` makes them")
+        self._own.mkdir(parents=True, exist_ok=True)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        directions: list[Any] = ["maximize" if d == "max" else "minimize" for d in search.objectives.values()]
+        with self._quiet(), self._alone():
+            where = _storage(storage or f"sqlite:///{self._own / 'trials.sqlite'}")
+            try:
+                self._study = optuna.create_study(
+                    storage=where, study_name=search.name, directions=directions, load_if_exists=True,
+                    pruner=self._pruner(),
+                )  # fmt: skip
+            except ValueError as error:
+                raise UserError(f"search {search.file}: {error}") from error
+            known = self._study.user_attrs.get("source")
+            if known is None:
+                self._study.set_user_attr("source", search.source)
+            elif known != search.source:
+                raise UserError(
+                    f"search {search.file} was changed since its first trial: give it another name, or remove"
+                    f" {self.folder} to begin again (only trials, confirm and asks may change)"
+                )
+
+    # -- working -----------------------------------------------------------------------------------------------------
+
+    def work(self, trials: int, fit: Fit, say: Callable[[str], None]) -> None:
+        """Makes trials until the search has so many, first those that a dead worker has left."""
+        with self._quiet():
+            while (taken := self._left_behind() or self._ask(trials)) is not None:
+                trial, lock = taken
+                try:
+                    self._make(trial, fit)
+                finally:
+                    lock.release()
+                ended = self._ended(self._study.trials[trial.number])
+                say(f"[{trial.number + 1}/{trials}] {line_of(ended)}")
+
+    def _ask(self, trials: int) -> "tuple[Trial, RunLock] | None":
+        """A new trial, unless there are enough."""
+        with self._alone():
+            number = len(self._study.get_trials(deepcopy=False))
+            if number >= trials:
+                return None
+            lock = self._lock(number)
+            lock.acquire()
+            trial = self._study.ask()
+        if trial.number != number:  # a worker elsewhere, that does not share this folder's locks, was faster
+            lock.release()
+            lock = self._lock(trial.number)
+            lock.acquire()
+        return trial, lock
+
+    def _left_behind(self) -> "tuple[Trial, RunLock] | None":
+        """A trial whose worker, of this machine, is dead."""
+        running = (self._optuna.trial.TrialState.RUNNING,)
+        for frozen in self._study.get_trials(deepcopy=False, states=running):
+            lock = self._lock(frozen.number)
+            if lock.taken_here() and lock.acquire():
+                return self._optuna.trial.Trial(self._study, frozen._trial_id), lock
+        return None
+
+    def _make(self, trial: "Trial", fit: Fit) -> None:
+        """Draws a trial's configuration, trains it and tells how it ended."""
+        options = self.search.draw(lambda dimension: self._suggest(trial, dimension))
+        trial.set_user_attr("options", options)
+        arguments = self.search.arguments(options)
+        pruned = self._optuna.trial.TrialState.PRUNED
+        try:
+            if self._over_budget(trial, arguments, fit):
+                self._study.tell(trial.number, state=pruned)
+                return
+            if not trial.user_attrs.get("pruned"):
+                self._train(trial, arguments, fit)
+        except BudgetExceeded as error:  # of a network that a callback changed
+            trial.set_user_attr("ended", "over budget")
+            self._study_tell(trial, pruned, error)
+        except RunError as error:
+            diverged = "NaN or infinity" in str(error)
+            trial.set_user_attr("ended", "diverged" if diverged else "failed")
+            self._study_tell(trial, pruned if diverged else self._optuna.trial.TrialState.FAIL, error)
+        except (UserError, RuntimeError, MemoryError) as error:
+            self._study_tell(trial, self._optuna.trial.TrialState.FAIL, error)
+        else:
+            if trial.user_attrs.get("pruned"):
+                self._study.tell(trial.number, state=pruned)
+            else:
+                self._tell_values(trial)
+
+    def _study_tell(self, trial: "Trial", state: Any, error: BaseException) -> None:
+        trial.set_user_attr("error", " ".join(f"{error}".split()) or type(error).__name__)
+        self._study.tell(trial.number, state=state)
+
+    def _tell_values(self, trial: "Trial") -> None:
+        row = load_row(self._run(trial.number).path, lambda problem: None) or {}
+        values = [row.get(name) for name in self.search.objectives]
+        numbers = [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
+        if len(numbers) == len(values):
+            self._study.tell(trial.number, numbers)
+        else:
+            missing = next(n for n, v in zip(self.search.objectives, values, strict=True) if v is None)
+            self._study_tell(trial, self._optuna.trial.TrialState.FAIL, RunError(f"its row has no {missing}"))
+
+    def _train(self, trial: "Trial", arguments: list[str], fit: Fit) -> None:
+        run = self._run(trial.number)
+        row = load_row(run.path, lambda problem: None)
+        if row is not None and row["status"] == "finished":
+            return
+        # A trial is one process's: Lightning would start this very command again for a second device.
+        ours = ["--trainer.devices=1", f"--seed_everything={self.search.seed}", f"--name={self.search.name}"]
+        ours.append(f"--run={run.run}")
+        if self._root != Path():
+            ours.append(f"--trainer.default_root_dir={self._root}")
+        if run.last.is_file():
+            ours.append("--ckpt_path=last")
+        elif run.path.is_dir():
+            rmtree(run.path)
+        fit.train([*arguments, *ours], lambda epoch, value: self._report(trial, epoch, value))
+
+    def _report(self, trial: "Trial", epoch: int, value: float) -> bool:
+        """Tells the pruner; whether the trial is to stop."""
+        if not self.search.pruner:
+            return False
+        # A run that was resumed tells some epochs twice.
+        if epoch not in self._study.trials[trial.number].intermediate_values:
+            trial.report(value, epoch)
+        if not trial.should_prune():
+            return False
+        trial.set_user_attr("pruned", True)
+        return True
+
+    def _over_budget(self, trial: "Trial", arguments: list[str], fit: Fit) -> bool:
+        counts = fit.counts(arguments)
+        for name in ("parameters", "macs", "bytes"):
+            trial.set_user_attr(name, getattr(counts, name))
+        if not self.search.budget:
+            return False
+        budget = Budget(**self.search.budget)
+        limits, over = budget.limits(), budget.over(counts)
+        stored = self._study.trials[trial.number].constraints
+        for name, limit in limits.items():
+            if name not in stored:
+                trial.set_constraint(name, getattr(counts, name) / limit - 1)
+        if over:
+            trial.set_user_attr("ended", "over budget")
+            trial.set_user_attr("error", "; ".join(budget.check(counts)))
+        return bool(over)
+
+    def _suggest(self, trial: "Trial", dimension: Dimension) -> Any:
+        # Anew for each draw: what is drawn does not depend on what this process has drawn before.
+        seed = mix(self.search.seed, trial.number, [d.name for d in self.search.space].index(dimension.name)) % 2**32
+        samplers = self._optuna.samplers
+        self._study.sampler = (
+            samplers.TPESampler(seed=seed) if self.search.sampler == "tpe" else samplers.RandomSampler(seed=seed)
+        )
+        if dimension.choices:
+            return trial.suggest_categorical(dimension.name, list(dimension.choices))
+        if dimension.whole:
+            step = int(dimension.step or 1)
+            return trial.suggest_int(
+                dimension.name, int(dimension.low), int(dimension.high), step=step, log=dimension.log
+            )
+        return trial.suggest_float(
+            dimension.name, dimension.low, dimension.high, step=dimension.step, log=dimension.log
+        )
+
+    def _pruner(self) -> Any:
+        pruners = self._optuna.pruners
+        known = {"median": pruners.MedianPruner, "hyperband": pruners.HyperbandPruner}
+        for name, arguments in self.search.pruner.items():
+            try:
+                return known[name](**arguments)
+            except (TypeError, ValueError) as error:
+                raise UserError(f"search {self.search.file}: pruner: {name}: {error}") from error
+        return pruners.NopPruner()
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def ended(self) -> list[Ended]:
+        """All trials, in the order of their numbers."""
+        with self._quiet():
+            return [self._ended(trial) for trial in self._study.trials]
+
+    def best(self) -> list[Ended]:
+        """The best trial, or, of several objectives, those that no other is better than in all of them."""
+        with self._quiet():
+            done = [t for t in self._study.trials if t.state == self._optuna.trial.TrialState.COMPLETE]
+            found = self._study.best_trials if done else []
+            return [self._ended(t) for t in (found if len(self.search.objectives) > 1 else found[:1])]
+
+    def importances(self) -> dict[str, float]:
+        """Dimension -> its share of the variance of the first objective (fANOVA), the largest first.
+
+        Of a dimension that is chosen under a condition it is the share among the trials that have it. Empty with fewer
+        than four trials that are done; a dimension that they do not vary, or fewer have, is left out.
+        """
+        done = [t for t in self._study.trials if t.state == self._optuna.trial.TrialState.COMPLETE]
+        always = [d.name for d in self.search.space if not d.when]
+        found: dict[str, float] = {}
+        with self._quiet():
+            for dimension in self.search.space:
+                name = dimension.name
+                those = [t for t in done if name in t.params]
+                if len(those) < 4 or len({t.params[name] for t in those}) < 2:
+                    continue
+                shares = self._optuna.importance.get_param_importances(
+                    self._study,
+                    evaluator=self._optuna.importance.FanovaImportanceEvaluator(seed=0),
+                    params=list(dict.fromkeys([*always, name])),
+                    target=lambda trial: trial.values[0],
+                    normalize=False,
+                )
+                found[name] = float(shares[name])
+        return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+
+    def _ended(self, trial: "FrozenTrial") -> Ended:
+        names = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
+        attrs, folder = trial.user_attrs, self._run(trial.number).path
+        values = dict(zip(self.search.objectives, trial.values, strict=True)) if trial.values else None
+        state = attrs.get("ended") or names[trial.state.name]
+        options = attrs.get("options", {})
+        return Ended(trial.number, state, values, options, dict(trial.params), attrs.get("error"), folder)
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def _run(self, number: int) -> RunFolder:
+        return RunFolder(self.folder / f"trial-{number:04d}")
+
+    def _lock(self, number: int) -> RunLock:
+        return RunLock(self._own / f"trial-{number:04d}.lock")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps other workers of this folder from making tables or trials at the same time."""
+        with (self._own / "ask.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """The database's errors in one line; without Optuna's notes on what it calls experimental."""
+        from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
+                yield
+        except (ArgumentError, ImportError) as error:
+            raise UserError(f"--storage: {str(error).splitlines()[0]}") from error
+        except (SQLAlchemyError, self._optuna.exceptions.StorageInternalError) as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise RunError(f"the search's storage does not answer: {reason}") from error
+
+
+def _storage(where: str) -> Any:
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    if "://" not in where:
+        return optuna.storages.JournalStorage(JournalFileBackend(where))
+    arguments = {"connect_args": {"timeout": 60}} if where.startswith("sqlite") else {"pool_pre_ping": True}
+    return optuna.storages.RDBStorage(where, engine_kwargs=arguments)
+
+
+def line_of(trial: Ended) -> str:
+    """A trial in one line: number, state, figures, what was chosen, error."""
+    figures = "  ".join(f"{name} {value:.6g}" for name, value in (trial.values or {}).items())
+    short = short_names(list(trial.chosen))
+    chosen = " ".join(
+        f"{short[k]}={v:.4g}" if isinstance(v, float) else f"{short[k]}={v}" for k, v in trial.chosen.items()
+    )
+    return "  ".join(part for part in (f"trial {trial.number}", trial.state, figures, chosen, trial.error) if part)
