@@ -26,7 +26,9 @@ VERBS = {
     "score": "a checkpoint's scores, bytes in each form and memory, layer by layer (--json)",
     "export": "a checkpoint as ONNX, torch.export or ExecuTorch file (fp16, int8), verified, with a card",
     "study": "run a grid of configurations and seeds, to be killed and resumed: run, work, status, commands",
+    "search": "search a space of configurations with Optuna, under a budget: run, show, confirm",
     "curves": "validation accuracy of one trained network against the share pruned, by weights and by channels",
+    "connect": "error along the line between two networks (mode connectivity), overlap of their masks (--json)",
     "report": "tables, figures and verdicts of runs or a study, with statistics over seeds, as files and one page",
     "bench": "how fast the parts are here, beside what they are compared with (--json)",
 }

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,14 @@ last, row = folder / "checkpoints/last.ckpt", folder / "row.json"
 pause = float(os.environ.get("PAUSE", "0.02"))
 if verb == "fit":
     lr, seed = float(options["model.optimizer.lr"]), int(options["seed_everything"])
-    step = 0
+    step, parent = 0, None
+    if "model.init_from" in options:
+        try:
+            parent = json.loads(Path(options["model.init_from"]).read_text())
+            assert parent["status"] == "finished" and parent["test_accuracy"] is not None
+        except (OSError, AssertionError):
+            (notes / f"{folder.name}.early").touch()
+            sys.exit("smallnets: error: what it needs is not there")
     if options.get("ckpt_path") == "last":
         step = json.loads(last.read_text())["step"]
     elif folder.is_dir() and any(folder.iterdir()):
@@ -84,6 +92,8 @@ if verb == "fit":
     epoch = {"schema": 1, "status": "finished", "error": None, "name": options["name"], "run": folder.name,
              "seed": seed, "val_accuracy": round(0.5 + lr / 1000 + seed / 100, 6), "steps": step,
              "test_accuracy": None, "test_reads": 0, "test_checkpoint": None}
+    if parent is not None:
+        epoch.update(parent=parent["run"], parent_accuracy=parent["val_accuracy"])
     write(row, epoch)
 else:
     if json.loads(row.read_text()).get("test_reads") and options.get("reread_test") != "true":
@@ -126,6 +136,8 @@ class Options:
         return [f"parameters {lr:g} > limit {budget['parameters']}"] if lr > budget["parameters"] else []
 
     def prepare(self, arguments: list[str]) -> None:
+        for word, following in pairwise(arguments):
+            assert word != "--config" or Path(following).is_file(), "asked for before its configs are there"
         self.prepared.append(arguments)
 
 

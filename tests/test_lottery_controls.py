@@ -155,6 +155,50 @@ def test_each_control_trains_as_many_weights_from_its_start(here, lottery, capsy
     assert not torch.equal(starts["random_reinit"][0]["body.6.weight"], reinit)
 
 
+def rounds(*numbers):
+    return "[" + ", ".join(f'"{ROUND.replace("round-2", f"round-{n}")}"' for n in numbers) + "]"
+
+
+@pytest.mark.parametrize("name", ["shuffled_mask", "snip", "random_reinit"])
+def test_several_rounds_in_one_fit_are_those_of_a_fit_each(here, lottery, name):
+    """Bit for bit, from the rewind point within an epoch and from the start; also when killed in the second."""
+    each = 2 if name == "shuffled_mask" else 3
+    for number in (2, 1):
+        assert (
+            main(lottery(name, each, f"--trainer.callbacks.from_round={rounds(number)}", f"--name=one-{number}")) == 0
+        )
+    both = lottery(name, 2 * each, f"--trainer.callbacks.from_round={rounds(2, 1)}")
+    assert main([*both, "--name=both"]) == 0
+    kill = ["--trainer.callbacks+=own_nets.KillAt", f"--trainer.callbacks.step={5 * each + 2}"]
+    assert process([*both, "--name=cut", *kill]).returncode == -9
+    assert main([*both, "--name=cut", "--ckpt_path=last"]) == 0
+    for run in ("both", "cut"):
+        (record,) = read_row(folder(here, run))["pruning"]
+        for number, entry in zip((2, 1), record["rounds"], strict=True):
+            alone = checkpoint(folder(here, f"one-{number}") / "checkpoints/last.ckpt")
+            ours = checkpoint(folder(here, run) / "checkpoints" / f"round-{number}.ckpt")
+            for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+                assert equal(alone[part], ours[part]), (run, number, part)
+            assert equal(alone["smallnets"]["masks"], ours["smallnets"]["masks"])
+            row = read_row(folder(here, f"one-{number}"))
+            (single,) = row["pruning"][0]["rounds"]
+            assert single["checkpoint"] == "checkpoints/last.ckpt" and single["epochs"] == each
+            assert entry["checkpoint"] == f"checkpoints/round-{number}.ckpt"
+            timed = ("seconds", "checkpoint")
+            assert {k: v for k, v in entry.items() if k not in timed} == {
+                k: v for k, v in single.items() if k not in timed
+            }
+            assert entry["val_accuracy_best"] == row["val_accuracy"], "of the round's epochs alone"
+            assert entry["val_accuracy"] == row["val_accuracy_last"] and entry["from_round"].endswith(f"{number}.ckpt")
+
+
+def test_the_dense_control_is_recorded(here, lottery):
+    assert main(lottery("dense", 7)) == 0
+    (record,) = read_row(folder(here, "dense"))["pruning"]
+    assert record["control"] == "dense" and record["density"] == 1 and record["kept"] == record["total"] > 0
+    assert [entry["epochs"] for entry in record["rounds"]] == [7]
+
+
 WRONG = [
     ("random_mask", 3, [], "max_epochs must be 2 for random_mask of round 2, got 3"),
     ("snip", 2, [], "max_epochs must be 3 for snip of round 2, got 2"),
@@ -162,6 +206,10 @@ WRONG = [
     ("ticket", 2, ["--data.batch_size=50"], "an epoch has 4 steps here and 5 in the lottery"),
     ("ticket", 2, ["--model.net.width=4"], "is of another network: body.0.weight"),
     ("ticket", 2, [f"--trainer.callbacks.from_round={ROUND.replace('-2.ckpt', '-0.ckpt')}"], "take a later round"),
+    ("snip", 3, [f"--trainer.callbacks.from_round={rounds(1, 2)}"], "be 6 for snip of each of rounds 1, 2, got 3"),
+    ("snip", 6, [f"--trainer.callbacks.from_round={rounds(2, 2)}"], "from_round names round 2 twice"),
+    ("dense", 7, [f"--trainer.callbacks.from_round={rounds(1, 2)}"], "one checkpoint is expected, got 2"),
+    ("snip", 3, ["--trainer.callbacks.from_round=[]"], "a checkpoint, or several, is expected, got 0"),
     ("ticket", 2, ["--trainer.callbacks.from_round=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
     ("ticket", 2, ["--trainer.callbacks.from_round=lightning_logs/plain/run-1/checkpoints/last.ckpt"],
      "not of a lottery"),
@@ -173,6 +221,11 @@ def test_a_control_that_compares_nothing_is_refused(lottery, tiny, capsys):
     for name, epochs, more, says in WRONG:
         assert main(lottery(name, epochs, *more, "--name=wrong")) == 2
         assert says in capsys.readouterr().err
+    again = [*TICKET, "--name=other", "--seed_everything=3"]
+    assert main(tiny("fit", *RUN, *again, net="own_nets.Net")) == 0
+    both = f'["{ROUND}", "{ROUND.replace("ticket", "other").replace("-2.ckpt", "-1.ckpt")}"]'
+    assert main(lottery("snip", 6, f"--trainer.callbacks.from_round={both}", "--name=wrong")) == 2
+    assert "other/run-1/checkpoints/round-1.ckpt is of another lottery than" in capsys.readouterr().err
 
 
 def test_an_unknown_control_is_named():

@@ -46,6 +46,22 @@ def test_two_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) ->
     assert len(problems) == 1 and "gone/run-7" in problems[0]
 
 
+def test_a_control_of_several_rounds_gives_a_point_for_each(tmp_path: Path) -> None:
+    put(tmp_path / "a", row("a", "run-1", 0, 0.7, pruning=[lottery_record([0.9, 0.8, 0.7])]))
+    record = control_record("random_mask", 0.25, "logs/a/run-1/checkpoints/round-2.ckpt", 2)
+    record["rounds"] = [
+        {"round": number, "density": density, "epochs": 10, "val_accuracy": best - 0.02, "val_accuracy_best": best}
+        for number, density, best in ((1, 0.5, 0.6), (2, 0.25, 0.4))
+    ]
+    put(tmp_path / "b", row("b", "run-1", 0, 0.4, pruning=[record], test_accuracy=0.39))
+    expected = {"val_accuracy": [(0.5, 0.6), (0.25, 0.4)], "val_accuracy_last": [(0.5, 0.58), (0.25, 0.38)]}
+    # The row's test figure is that of the last round alone.
+    for metric, points in {**expected, "test_accuracy": [(0.25, 0.39)]}.items():
+        (lottery,), _ = lotteries(collect([tmp_path]), metric)
+        found = [(p.density, p.accuracy) for p in lottery.points if p.series == "random_mask"]
+        assert found == [(density, pytest.approx(accuracy)) for density, accuracy in points], metric
+
+
 def test_a_test_figure_is_that_of_the_last_round(tmp_path: Path) -> None:
     put(tmp_path, row("a", "run-1", 3, 0.8, test_accuracy=0.77, pruning=[lottery_record([0.9, 0.91, 0.8])]))
     (lottery,), _ = lotteries(collect([tmp_path]), "test_accuracy")

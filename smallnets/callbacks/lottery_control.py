@@ -1,6 +1,7 @@
 """`LotteryControl`: a fit from a stored round of a lottery: its ticket again, or what it is to be compared with."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -11,13 +12,22 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from smallnets.callbacks.rounds import LOTTERY_KEY, STREAM_MASKS, of_rank_0, refuse_what_disturbs_rounds, start_round
+from smallnets.callbacks.rounds import (
+    LOTTERY_KEY,
+    STREAM_MASKS,
+    RoundEnd,
+    RoundFigures,
+    checkpoint_folder,
+    of_rank_0,
+    refuse_what_disturbs_rounds,
+    start_round,
+)
 from smallnets.data.chunks import ChunkedLoader
 from smallnets.data.seeds import global_seed, mix
 from smallnets.errors import UserError
 from smallnets.pruning.controls import random_erk_masks, random_masks, shuffled_masks
 from smallnets.pruning.criteria import grasp, magnitude, snip, synflow
-from smallnets.pruning.lottery import LotteryPlan, Snapshot, snapshot
+from smallnets.pruning.lottery import LotteryPlan, Snapshot, restore_, snapshot
 from smallnets.pruning.masks import Masks
 from smallnets.pruning.narrow import fresh_like
 from smallnets.pruning.select import select
@@ -33,7 +43,7 @@ _FROM_REWIND_POINT = ("ticket", "random_mask", "shuffled_mask", "one_shot")
 
 
 class LotteryControl(Callback):
-    """Trains, at the start of one fit, what a stored round of a `LotteryTicket` is to be compared with.
+    """Trains, in one fit, what a stored round of a `LotteryTicket` is to be compared with, or several rounds in turn.
 
     All keep exactly as many weights as the round's ticket. From the rewind point, for the epochs of a round, with the
     lottery's weights, buffers, schedule and epochs:
@@ -56,34 +66,51 @@ class LotteryControl(Callback):
     - `dense`: no masks, from this fit's initial network, trained as long as the lottery was up to this round: all its
       epochs, on the schedule of this fit's own configuration, which is to be stretched accordingly.
 
+    Law of several rounds: each is trained for as long, and comes out, bitwise on a CPU, as in a fit of it alone; also
+    in a run that was killed anywhere and resumed. `--trainer.max_epochs` is the sum. `EMA` and the choice of
+    `best.ckpt` start anew in each; the row's accuracy is that of the last, those of all are in the record. At the end
+    of each of several `checkpoints/round-<r>.ckpt` is written.
+
     The seeds of initialisation (`--seed_everything`), order and augmentation (`--data.order_seed`,
     `--data.augment_seed`) and masks (`mask_seed`) are independent of each other.
 
     Args:
-        from_round: `checkpoints/round-<r>.ckpt` of a lottery's run.
+        from_round: `checkpoints/round-<r>.ckpt` of a lottery's run, or a list of such.
         control: what is trained.
         mask_seed: of random masks and fresh weights; by default the run's seed.
         criterion_batches: training batches, augmented as in training, that `snip` and `grasp` see; under DDP
             those of rank 0.
 
     Attributes:
-        record: plain data: `control`, `from_round`, `round`, `mask_seed`, `kept`, `total`, `density`, `layers`.
+        record: plain data of the round that was begun last: `control`, `from_round`, `round`, `mask_seed`, `kept`,
+            `total`, `density`, `layers` (name -> density); and `rounds`, for each that is over the same without
+            `control` and `mask_seed`, with `epochs` and the figures that `LotteryTicket` keeps of a round.
 
     Raises:
         UserError: a checkpoint that is not of a lottery's round, or of another network, or of round 0 where masks are
-            needed; `max_epochs` other than named above.
+            needed; several that are not of one lottery, or a round twice; `max_epochs` other than named above.
     """
 
     def __init__(
-        self, from_round: str, control: Control = "ticket", mask_seed: int | None = None, criterion_batches: int = 1
+        self,
+        from_round: str | Sequence[str],
+        control: Control = "ticket",
+        mask_seed: int | None = None,
+        criterion_batches: int = 1,
     ) -> None:
         if control not in get_args(Control):
             raise UserError(f"control must be one of {', '.join(get_args(Control))}, got {control!r}")
         if criterion_batches < 1:
             raise UserError(f"criterion_batches must be 1 or more, got {criterion_batches}")
-        self.from_round, self.control = str(from_round), control
+        self.from_round = [str(each) for each in ([from_round] if isinstance(from_round, (str, Path)) else from_round)]
+        if not self.from_round or (control == "dense" and len(self.from_round) > 1):
+            asked = "one checkpoint is expected" if control == "dense" else "a checkpoint, or several, is expected"
+            raise UserError(f"from_round of {control}: {asked}, got {len(self.from_round)}")
+        self.control = control
         self.mask_seed, self.criterion_batches = mask_seed, criterion_batches
         self.record: dict[str, Any] = {}
+        self._figures = RoundFigures()
+        self._initial: Snapshot | None = None  # of this fit, where several rounds start from it
 
     @property
     def schedule_epochs(self) -> int | None:
@@ -96,66 +123,110 @@ class LotteryControl(Callback):
         if stage != "fit":
             return
         refuse_what_disturbs_rounds(trainer, "LotteryControl")
-        self.record = {}
-        checkpoint = read_checkpoint(self.from_round)
-        if LOTTERY_KEY not in checkpoint:
-            raise UserError(f"{self.from_round} is not of a lottery: take checkpoints/round-<r>.ckpt of its run")
-        self._stored = checkpoint[LOTTERY_KEY]
-        self._plan = LotteryPlan.from_plain(self._stored["plan"])
-        masks = checkpoint[CHECKPOINT_KEY]["masks"]
-        self._masks = Masks.from_state_dict(masks) if masks else None
-        if self._masks is None and self.control != "dense":
-            raise UserError(f"{self.from_round} is of the dense training, without masks: take a later round")
-        if self._masks is not None:
-            try:
-                self._masks.weights(cast(nn.Module, pl_module.net))
-            except UserError as error:
-                raise UserError(f"{self.from_round} is of another network: {error}") from error
+        self.record, self._initial = {}, None
+        self._rounds = [self._read(path, cast(nn.Module, pl_module.net)) for path in self.from_round]
+        self._plan = LotteryPlan.from_plain(self._rounds[0]["plan"])
+        numbers = [stored["round"] for stored in self._rounds]
+        for path, stored in zip(self.from_round, self._rounds, strict=True):
+            if stored["plan"] != self._rounds[0]["plan"] or not _same(stored["weights"], self._rounds[0]["weights"]):
+                raise UserError(f"{path} is of another lottery than {self.from_round[0]}")
+            if numbers.count(stored["round"]) > 1:
+                raise UserError(f"from_round names round {stored['round']} twice")
         if self.control in _FROM_REWIND_POINT and self._plan.rewind != "weights":
             raise UserError(
                 f"{self.control} starts from rewound weights, and this lottery has rewind={self._plan.rewind}"
             )
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(each, RoundEnd) for each in callbacks):
+            callbacks.insert(callbacks.index(self) + 1, RoundEnd(self._close_round))
+
+    def _read(self, path: str, net: nn.Module) -> dict[str, Any]:
+        """What a lottery's round has stored, with its `masks`."""
+        checkpoint = read_checkpoint(path)
+        if LOTTERY_KEY not in checkpoint:
+            raise UserError(f"{path} is not of a lottery: take checkpoints/round-<r>.ckpt of its run")
+        stored = checkpoint[CHECKPOINT_KEY]["masks"]
+        masks = Masks.from_state_dict(stored) if stored else None
+        if masks is None and self.control != "dense":
+            raise UserError(f"{path} is of the dense training, without masks: take a later round")
+        if masks is not None:
+            try:
+                masks.weights(net)
+            except UserError as error:
+                raise UserError(f"{path} is of another network: {error}") from error
+        return {**checkpoint[LOTTERY_KEY], "masks": masks}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        steps, there = steps_per_epoch(trainer), self._stored["steps_per_epoch"]
-        if steps != there:
-            raise UserError(f"an epoch has {steps} steps here and {there} in the lottery of {self.from_round}")
-        number, plan = self._stored["round"], self._plan
+        steps, plan = steps_per_epoch(trainer), self._plan
+        for path, stored in zip(self.from_round, self._rounds, strict=True):
+            if steps != (there := stored["steps_per_epoch"]):
+                raise UserError(f"an epoch has {steps} steps here and {there} in the lottery of {path}")
+        self._steps, numbers = int(steps), [stored["round"] for stored in self._rounds]
         if self.control == "dense":
-            asked = plan.epochs_in_all(there, number)
+            self._each = plan.epochs_in_all(self._steps, numbers[0])
         else:
-            asked = plan.epochs_of_round(there) if self.control in _FROM_REWIND_POINT else plan.epochs
-        most = cast(Any, trainer).max_epochs
+            self._each = plan.epochs_of_round(self._steps) if self.control in _FROM_REWIND_POINT else plan.epochs
+        asked, most = self._each * len(numbers), cast(Any, trainer).max_epochs
         if most != asked and not cast(Any, trainer).fast_dev_run:
-            raise UserError(f"--trainer.max_epochs must be {asked} for {self.control} of round {number}, got {most}")
-        self._first = plan.epochs - plan.epochs_of_round(there) if self.control in _FROM_REWIND_POINT else 0
-        shift_epochs(trainer, pl_module, self._first)
+            which = f"round {numbers[0]}" if len(numbers) == 1 else f"each of rounds {', '.join(map(str, numbers))}"
+            raise UserError(f"--trainer.max_epochs must be {asked} for {self.control} of {which}, got {most}")
+        self._first = plan.epochs - plan.epochs_of_round(self._steps) if self.control in _FROM_REWIND_POINT else 0
+        place = trainer.current_epoch // self._each
+        shift_epochs(trainer, pl_module, self._first - place * self._each)
+
+    # -- rounds ------------------------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.current_epoch or self.control == "dense":
+        place, epoch = divmod(trainer.current_epoch, self._each)
+        if epoch:
             return
-        module: Any = pl_module
-        assert self._masks is not None
-        from_point = self.control in _FROM_REWIND_POINT
-        weights = self._stored["weights"] if from_point else self._fresh(module.net)
-        masks, weights = of_rank_0(trainer, self._chosen(trainer, module), weights)
-        per_epoch = self._stored["steps_per_epoch"]
-        within = self._plan.rewind_step(per_epoch) % per_epoch if from_point else 0
-        start_round(
-            trainer, module, masks=masks.to(module.device), weights=weights,
-            standing=self._stored["standing"] if from_point else None, epoch=self._first,
-            batch=within * cast(Any, trainer).accumulate_grad_batches,
-        )  # fmt: skip
+        self._figures.begin()
+        stored, module = self._rounds[place], cast(Any, pl_module)
+        masks = Masks.dense(module.net) if self.control == "dense" else self._start(trainer, module, place)
+        done = self.record.get("rounds", [])
         self.record = {
             "control": self.control,
-            "from_round": self.from_round,
-            "round": self._stored["round"],
+            "from_round": self.from_round[place],
+            "round": stored["round"],
             "mask_seed": self._seed,
             "kept": masks.kept,
             "total": masks.total,
             "density": masks.density,
             "layers": {layer.name.removesuffix(".weight"): layer.density for layer in masks.layers},
+            "rounds": done,
         }
+
+    def _start(self, trainer: Any, module: Any, place: int) -> Masks:
+        from_point, stored = self.control in _FROM_REWIND_POINT, self._rounds[place]
+        if not from_point and len(self._rounds) > 1:
+            if self._initial is None:
+                self._initial = snapshot(module.net)
+            restore_(module.net, self._initial)  # what criteria see, and where a round starts
+        weights = stored["weights"] if from_point else self._fresh(module.net)
+        masks, weights = of_rank_0(trainer, self._chosen(trainer, module, place), weights)
+        within = self._plan.rewind_step(self._steps) % self._steps if from_point else 0
+        start_round(
+            trainer, module, masks=masks.to(module.device), weights=weights,
+            standing=stored["standing"] if from_point else None, epoch=self._first,
+            batch=within * trainer.accumulate_grad_batches,
+        )  # fmt: skip
+        return masks
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._figures.validated(trainer)
+
+    def _close_round(self, trainer: Any, module: Any) -> None:
+        if (trainer.current_epoch + 1) % self._each:
+            return
+        folder, name = checkpoint_folder(trainer), "last.ckpt"
+        if len(self._rounds) > 1:
+            name = f"round-{self.record['round']}.ckpt"
+        about = {k: v for k, v in self.record.items() if k not in ("control", "mask_seed", "rounds")}
+        checkpoint = f"{folder.name}/{name}" if folder is not None else None
+        entry = {**about, "epochs": self._each, **self._figures.of(trainer), "checkpoint": checkpoint}
+        self.record["rounds"] = [each for each in self.record["rounds"] if each["round"] != entry["round"]] + [entry]
+        if folder is not None and len(self._rounds) > 1:
+            trainer.save_checkpoint(folder / name)
 
     # -- what is trained ---------------------------------------------------------------------------------------------
 
@@ -169,8 +240,8 @@ class LotteryControl(Callback):
         # A stream of its own: with the seed itself the lottery's own initial weights would come again.
         return snapshot(fresh_like(net, mix(self._seed, STREAM_MASKS)))
 
-    def _chosen(self, trainer: Any, module: Any) -> Masks:
-        masks, seed = cast(Masks, self._masks), mix(self._seed, STREAM_MASKS)
+    def _chosen(self, trainer: Any, module: Any, place: int) -> Masks:
+        masks, seed = cast(Masks, self._rounds[place]["masks"]), mix(self._seed, STREAM_MASKS)
         dense = Masks({name: torch.ones_like(mask) for name, mask in masks.items()})
         net: nn.Module = module.net
         match self.control:
@@ -181,7 +252,7 @@ class LotteryControl(Callback):
             case "random_erk":
                 return random_erk_masks(masks, seed)
             case "one_shot":
-                path = Path(self.from_round).with_name("round-0.ckpt")
+                path = Path(self.from_round[place]).with_name("round-0.ckpt")
                 trained = network_of(read_checkpoint(path), path, net=copy.deepcopy(net))
                 return _of_count(magnitude(trained, dense), masks, self._plan)
             case "snip":
@@ -209,16 +280,22 @@ class LotteryControl(Callback):
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return {"control": self.control, "record": self.record}
+        figures = self._figures.state_dict()
+        return {"control": self.control, "record": self.record, "figures": figures, "initial": self._initial}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["control"] != self.control:
             raise UserError(f"the checkpoint is of control={state_dict['control']}, asked for is {self.control}")
-        self.record = dict(state_dict["record"])
+        self.record, self._initial = dict(state_dict["record"]), state_dict["initial"]
+        self._figures.load_state_dict(state_dict["figures"])
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == TrainerFn.FITTING and self.state_key not in checkpoint["callbacks"]:
             raise UserError("the checkpoint is not of a run with LotteryControl")
+
+
+def _same(one: Snapshot, other: Snapshot) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def _of_count(scores: dict[str, Tensor], masks: Masks, plan: LotteryPlan) -> Masks:

@@ -33,9 +33,9 @@ def lotteries(results: Results, metric: str = "val_accuracy") -> tuple[list[Lott
     """The lotteries among the rows, and a line for each control that could not be placed.
 
     A run of `LotteryTicket` gives `dense` (round 0) and a `ticket` for each later round; a run of `LotteryControl` a
-    point of its control, at the seed of the lottery's run that it names. A control that names no run here goes to the
-    only lottery with its network and data, at its own seed. A `ticket` that a control trained again is `ticket_again`,
-    and a dense network trained for as long as all rounds is `dense_as_long`.
+    point of its control for each round that it trained, at the seed of the lottery's run that it names. A control that
+    names no run here goes to the only lottery with its network and data, at its own seed. A `ticket` that a control
+    trained again is `ticket_again`, and a dense network trained for as long as all rounds is `dense_as_long`.
 
     Args:
         results: what `collect` found.
@@ -61,8 +61,8 @@ def lotteries(results: Results, metric: str = "val_accuracy") -> tuple[list[Lott
                 home = _home(row, record, homes, kinds)
                 if home is None:
                     problems.append(f"{row['folder']}: its lottery ({record.get('from_round')}) is not here; left out")
-                elif is_number(row.get(metric)):
-                    found[home[0]].points.append(_control(row, record, home[1], float(row[metric])))
+                else:
+                    found[home[0]].points.extend(_controls(row, record, home[1], metric))
     return list(found.values()), problems
 
 
@@ -97,10 +97,17 @@ def _home(
     return (alike[0], row["seed"]) if len(alike) == 1 else None
 
 
-def _control(row: dict[str, Any], record: dict[str, Any], seed: int, value: float) -> Point:
+def _controls(row: dict[str, Any], record: dict[str, Any], seed: int, metric: str) -> list[Point]:
     series = {"ticket": "ticket_again", "dense": "dense_as_long"}.get(record["control"], record["control"])
-    density = 1.0 if record["control"] == "dense" else record["density"]
-    return Point(series, seed, density, value, row.get("epochs"))
+    points = []
+    for each in record.get("rounds") or [{**record, "epochs": row.get("epochs")}]:
+        value = each.get(_OF_A_ROUND.get(metric, metric))
+        if value is None and each["round"] == record["round"]:  # the row's figures are those of the last round
+            value = row.get(metric)
+        if is_number(value):
+            density = 1.0 if record["control"] == "dense" else each["density"]
+            points.append(Point(series, seed, density, float(value), each.get("epochs")))
+    return points
 
 
 def crossings(one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]) -> list[float]:

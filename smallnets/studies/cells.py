@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 from smallnets.errors import UserError
+from smallnets.studies.needs import check_needs, check_places
 
 # Options whose values are names of their own: `resnet20` says enough without `net=`.
 _NAMED = ("model.net", "model.optimizer", "model.scheduler", "data")
@@ -25,12 +26,15 @@ class Cell:
     Attributes:
         name: what tables and folders call it.
         axes: for each axis the value here: a number, or the value's name.
-        options: option of `fit` -> value, in the order of the command line; `config` holds files.
+        options: option of `fit` -> value, in the order of the command line; `config` holds files. `{name}` in a value
+            stands for the folder of a run that is needed.
+        needs: name in braces -> the cell whose run of the same seed is made first.
     """
 
     name: str
     axes: dict[str, Any]
     options: dict[str, Any]
+    needs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,17 @@ def make_cells(spec: dict[str, Any], first: dict[str, Any], last: dict[str, Any]
     An axis is `option: [value, ...]`, `option: {name: value, ...}`, or `name: {value's name: {option: value, ...}}`. A
     zip group is `{option: [...], option: [...]}` of equally long lists that are walked in step.
 
+    A named set of options may have `needs`, names of its axis or of cells: the run of the cell that has that name here,
+    and else is the same, comes first, and `{name}` in a value stands for its folder.
+
     Args:
         spec: the study as read; `cells`, `axes` and `zip` are looked at.
         first: options of all cells, which a cell may override.
         last: options of all cells that override the cell's.
 
     Raises:
-        UserError: an axis without values, lists of unequal lengths, an option in two axes, two cells of one name.
+        UserError: an axis without values, lists of unequal lengths, an option in two axes, two cells of one name, a
+            need that is no cell or goes in a circle.
     """
     named, axes, groups = spec.get("cells") or {}, spec.get("axes") or {}, spec.get("zip") or []
     groups = [groups] if isinstance(groups, dict) else groups
@@ -66,7 +74,7 @@ def make_cells(spec: dict[str, Any], first: dict[str, Any], last: dict[str, Any]
             f"zip: a mapping from options to lists of values, or a list of such, is expected, got {groups!r}"
         )
     for option in [*axes, *(k for group in groups for k in group)]:
-        if not isinstance(option, str):
+        if not isinstance(option, str) or option == "needs":
             raise UserError(f"axes: {option!r} is no option of fit")
     options = [k for k in axes if not _is_named_axis(axes[k])] + [k for group in groups for k in group]
     short = short_names(options)
@@ -74,25 +82,43 @@ def make_cells(spec: dict[str, Any], first: dict[str, Any], last: dict[str, Any]
     for key, values in axes.items():
         levels.append(_sets_of_options(key, values) if _is_named_axis(values) else _axis(key, values, short))
     levels += [_zipped(group, short) for group in groups]
-    cells = [_cell(combination, first, last) for combination in product(*levels)]
+    cells = [_cell(combination, levels, first, last) for combination in product(*levels)]
     if repeated := _first_repeated(cell.name for cell in cells):
         raise UserError(f"two cells are called {repeated!r}: give the values names, as in `axis: {{name: value}}`")
+    check_needs({cell.name: cell.needs for cell in cells})
+    names = {cell.name for cell in cells} | {each.label for level in levels for each in level}
+    for cell in cells:
+        check_places(cell.name, cell.options, cell.needs, names)
     return cells
 
 
-def _cell(levels: tuple[_Level, ...], first: dict[str, Any], last: dict[str, Any]) -> Cell:
+def _cell(
+    levels: tuple[_Level, ...], all_levels: Sequence[Sequence[_Level]], first: dict[str, Any], last: dict[str, Any]
+) -> Cell:
     chosen: dict[str, Any] = {}
     for level in levels:
-        if clash := set(chosen) & set(level.options) - {"config"}:
+        if clash := set(chosen) & set(level.options) - {"config", "needs"}:
             raise UserError(f"{min(clash)} is set by two axes: put what belongs together into one `zip` group")
         configs = [*chosen.get("config", []), *level.options.get("config", [])]
-        chosen |= level.options
+        chosen |= {k: v for k, v in level.options.items() if k != "needs"}
         if configs:
             chosen["config"] = configs
     axes = {k: v for level in levels for k, v in level.axes.items()}
     # A class before its arguments, whatever the order of the axes.
     options = dict(sorted({**first, **chosen, **last}.items(), key=lambda item: item[0].count(".")))
-    return Cell(",".join(level.label for level in levels) or "base", axes, options)
+    return Cell(",".join(level.label for level in levels) or "base", axes, options, _needs(levels, all_levels))
+
+
+def _needs(levels: tuple[_Level, ...], all_levels: Sequence[Sequence[_Level]]) -> dict[str, str]:
+    """Name in braces -> cell: the same but for the axis that says it, where the axis has the name."""
+    found = {}
+    for place, level in enumerate(levels):
+        labels = [each.label for each in levels]
+        for name in level.options.get("needs", []):
+            labels[place] = _clean(name)
+            of_the_axis = labels[place] in [each.label for each in all_levels[place]]
+            found[name] = ",".join(labels) if of_the_axis else name
+    return found
 
 
 def _is_named_axis(values: Any) -> bool:
@@ -155,7 +181,11 @@ def check_options(options: dict[str, Any], where: str) -> dict[str, Any]:
             raise UserError(f"{where}: {option!r} is no option of fit")
         if option in _OURS:
             raise UserError(f"{where}: {option} is not set here: {_OURS[option]} says it")
-        if option == "config":
+        if option == "needs":
+            flat[option] = [value] if isinstance(value, str) else value
+            if not isinstance(flat[option], list) or not all(isinstance(name, str) for name in flat[option]):
+                raise UserError(f"{where}: needs: a cell's name, or a list of such, is expected, got {value!r}")
+        elif option == "config":
             flat[option] = [value] if isinstance(value, str) else value
         elif isinstance(value, dict) and "class_path" in value:
             flat[option] = value["class_path"]

@@ -16,6 +16,7 @@ from smallnets.results.run import RunFolder
 from smallnets.results.study_folder import StudyFolder, read_mapping
 from smallnets.studies.cells import Cell
 from smallnets.studies.digest import settings_digest
+from smallnets.studies.needs import filled, has_place, in_order
 from smallnets.studies.study import Study
 
 _SCHEMA = 1
@@ -38,13 +39,23 @@ class Resolver(Protocol):
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A cell and what it comes to: the digest of its settings, the arguments of `fit` that make it."""
+    """A cell and what it comes to.
+
+    Attributes:
+        cell: its name.
+        axes: for each axis the value here.
+        digest: of its settings; a cell that needs another has that one's digest in its own.
+        settings: what decides the result of a run, but the seed.
+        arguments: of `fit`, with `{name}` for the folders of runs that are needed.
+        needs: name in braces -> digest of the cell that is needed.
+    """
 
     cell: str
     axes: dict[str, Any]
     digest: str
     settings: dict[str, Any]
     arguments: list[str]
+    needs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,12 +89,19 @@ class Plan:
     copies: dict[Path, str] = field(default_factory=dict, compare=False, repr=False)
 
     def runs(self) -> Iterator[Run]:
-        """All runs, the first seed of every cell before the second of any."""
+        """All runs, the first seed of every cell before the second of any; each behind those that it needs."""
         there = self._folders()
+        cells = in_order(self.cells, lambda cell: cell.digest, lambda cell: cell.needs.values())
         for seed in self.seeds:
-            for cell in self.cells:
-                end = f"-seed{seed}-{cell.digest}"
-                yield Run(there.get(end, f"{cell.cell[:_LONGEST]}{end}"), cell, seed)
+            for cell in cells:
+                yield _run(cell, seed, there)
+
+    def needed(self, run: Run) -> dict[str, Run]:
+        """Name in braces -> the run of the same seed that a run needs."""
+        if not run.cell.needs:
+            return {}
+        there, cells = self._folders(), {cell.digest: cell for cell in self.cells}
+        return {name: _run(cells[digest], run.seed, there) for name, digest in run.cell.needs.items()}
 
     def _folders(self) -> dict[str, str]:
         """The end of a run's name -> its name, of the runs that were begun, also under another cell name."""
@@ -99,7 +117,9 @@ class Plan:
         ours = [f"--seed_everything={run.seed}", f"--name={self.name}", f"--run={run.name}"]
         if self.root != Path():
             ours.append(f"--trainer.default_root_dir={self.root}")
-        return ["smallnets", "fit", *run.cell.arguments, *ours, *(["--ckpt_path=last"] if resume else [])]
+        places = {name: str(self.run_folder(each).path) for name, each in self.needed(run).items()}
+        arguments = [filled(each, places) for each in run.cell.arguments]
+        return ["smallnets", "fit", *arguments, *ours, *(["--ckpt_path=last"] if resume else [])]
 
     def test_command(self, run: Run, reread: bool = False) -> list[str]:
         """`smallnets test ...` for a run that was trained."""
@@ -121,6 +141,11 @@ class Plan:
             if not path.is_file():
                 write_text(path, text)
         write_json(self.folder.plan, {"schema": _SCHEMA, **plain, "cells": [asdict(c) for c in self.cells]})
+
+
+def _run(cell: PlannedCell, seed: int, there: dict[str, str]) -> Run:
+    end = f"-seed{seed}-{cell.digest}"
+    return Run(there.get(end, f"{cell.cell[:_LONGEST]}{end}"), cell, seed)
 
 
 def study_folder(study: Study, root: Path) -> StudyFolder:
@@ -148,20 +173,29 @@ def make_plan(study: Study, root: Path, resolver: Resolver) -> Plan:
     folder = study_folder(study, root)
     cells: list[PlannedCell] = []
     excluded: dict[str, str] = {}
-    for cell in study.cells:
+    for cell in in_order(study.cells, lambda cell: cell.name, lambda cell: cell.needs.values()):
         where = f"study {study.file}: cell {cell.name}"
+        if lost := [each for each in cell.needs.values() if each in excluded]:
+            excluded[cell.name] = f"it needs {lost[0]}, which is left out"
+            continue
+        needs = {name: each.digest for name, wanted in cell.needs.items() for each in cells if each.cell == wanted}
+        arguments = _arguments(study, cell)
         try:
-            settings = resolver.settings(_arguments(study, cell))
-            over = resolver.over_budget(_arguments(study, cell), study.budget) if study.budget else []
+            settings = resolver.settings(_with_digests(arguments, needs))
+            over = resolver.over_budget(_without_runs(arguments, needs), study.budget) if study.budget else []
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         if over:
             excluded[cell.name] = "; ".join(over)
             continue
+        if needs:
+            settings["needs"] = list(needs.values())
         digest = settings_digest(settings)
         if same := [c.cell for c in cells if c.digest == digest]:
             raise UserError(f"{where} is the same as {same[0]}: their settings do not differ")
-        cells.append(PlannedCell(cell.name, cell.axes, digest, settings, _arguments(study, cell, folder)))
+        cells.append(PlannedCell(cell.name, cell.axes, digest, settings, _arguments(study, cell, folder), needs))
+    names = [cell.name for cell in study.cells]
+    cells.sort(key=lambda cell: names.index(cell.cell))
     if not cells:
         name, reason = next(iter(excluded.items()))
         raise UserError(f"study {study.file}: every cell is over the budget, {name} with {reason}")
@@ -209,6 +243,16 @@ def _arguments(study: Study, cell: Cell, copies_in: StudyFolder | None = None) -
         files = [_copies(study, copies_in)[file] for file in files]
     values = {k: v for k, v in cell.options.items() if k != "config"}
     return [a for f in files for a in ("--config", str(f))] + [f"--{k}={_text(v)}" for k, v in values.items()]
+
+
+def _with_digests(arguments: list[str], needs: dict[str, str]) -> list[str]:
+    """Arguments that name what made the runs that are needed, and neither their cells' names nor their folders."""
+    return [filled(each, {name: f"{{{digest}}}" for name, digest in needs.items()}) for each in arguments]
+
+
+def _without_runs(arguments: list[str], needs: dict[str, str]) -> list[str]:
+    """Arguments of a network that is built before there is a run to take its weights from."""
+    return [each for each in arguments if not (each.startswith("--model.init_from=") and has_place(each, needs))]
 
 
 def _text(value: Any) -> str:

@@ -9,6 +9,7 @@ from smallnets.config import read_config
 from smallnets.errors import UserError
 from smallnets.results.run import check_name
 from smallnets.studies.cells import Cell, check_options, make_cells
+from smallnets.studies.needs import check_needs
 
 _KEYS = ("name", "asks", "base", "set", "axes", "zip", "cells", "seeds", "metrics", "stated", "budget", "test", "quick")
 _QUICK = ("base", "set", "axes", "zip", "cells", "seeds", "budget", "test", "keep")
@@ -19,11 +20,12 @@ class Study:
     """A grid of configurations and seeds, and what is asked of it.
 
     The file's keys: `name`; `asks`, one sentence; `base`, config files, from the study file's folder; `set`, options
-    of `fit` for all cells; `axes`, `zip` and `cells`, crossed (see `make_cells`); `seeds`, a list or how many;
-    `metrics`, the figures of the row that count, the first before all; `stated: {cell: {metric: value}}`, what a
-    document says; `budget`, limits that a cell's network must keep, or the cell is left out; `test: false` to leave the
-    test set unread; `quick`, what `--quick` puts in the place of these: its `set` overrides every cell's options, its
-    `keep` is the number of cells that stay, or their names.
+    of `fit` for all cells; `axes`, `zip` and `cells`, crossed (see `make_cells`), where a cell may have `needs`,
+    another cell whose run of the same seed comes first; `seeds`, a list or how many; `metrics`, the figures of the row
+    that count, the first before all; `stated: {cell: {metric: value}}`, what a document says; `budget`, limits that a
+    cell's network must keep, or the cell is left out; `test: false` to leave the test set unread; `quick`, what
+    `--quick` puts in the place of these: its `set` overrides every cell's options, its `keep` is the number of cells
+    that stay, or their names.
     """
 
     file: Path
@@ -62,8 +64,9 @@ class Study:
         if quick and not over:
             raise UserError("--quick: there is no `quick:` in it")
         for where, options in (("set", _mapping(spec, "set")), ("quick: set", _mapping(over, "set"))):
-            if "config" in options:
-                raise UserError(f"{where}: config is not set here: base says it, or a cell")
+            for option, who in (("config", "base says it, or a cell"), ("needs", "a cell says it")):
+                if option in options:
+                    raise UserError(f"{where}: {option} is not set here: {who}")
         last = check_options(_mapping(over, "set"), "quick: set") if quick else {}
         spec = {**spec, **{k: v for k, v in over.items() if k not in ("set", "keep")}} if quick else spec
         name = str(spec.get("name") or path.stem) + ("-quick" if quick else "")
@@ -75,6 +78,7 @@ class Study:
         stated = {str(k): v for k, v in _mapping(spec, "stated").items()}
         _check_stated(stated, cells, quick)
         cells = _kept(cells, over.get("keep") if quick else None)
+        check_needs({cell.name: cell.needs for cell in cells}, "`keep` of quick leaves it out")
         if not cells:
             raise UserError("it has no cells: an axis or `cells` without a value")
         test = spec.get("test", True)

@@ -74,6 +74,7 @@ class Worker:
         self._plan, self._ledger, self._slots, self._command, self._gpus = plan, ledger, slots, command, gpus
         self._say, self._live = say, live
         self._runs = {run.name: run for run in plan.runs()}
+        self._needed = {name: list(plan.needed(run).values()) for name, run in self._runs.items()}
         self._jobs: list[_Job] = []
         self._stop = 0
         self._asked = self._beaten = self._drawn = -math.inf
@@ -113,9 +114,13 @@ class Worker:
             return True
         self._ledger.reap(self._is_dead)
         waiting = self._ledger.waiting(set(self._runs))
+        live = {entry.run for entry in waiting} | self._ledger.running(set(self._runs))
         for entry in waiting:
             if not free:
                 break
+            missing, failed = self._missing(entry.run, live)
+            if missing:
+                continue
             lock = RunLock(self._plan.folder.lock(entry.run))
             if not lock.acquire():
                 continue
@@ -128,14 +133,26 @@ class Worker:
             if not taken:
                 continue
             self._jobs.append(_Job(self._runs[entry.run], entry.trial, free[0], lock))
-            if self._advance(self._jobs[-1], again=entry.again):
+            if failed:
+                self._fail(self._jobs[-1], failed)
+            elif self._advance(self._jobs[-1], again=entry.again):
                 free.pop(0)
         if free:
             self._asked = time.monotonic()
         mine = {job.run.name for job in self._jobs}
-        others = {entry.run for entry in waiting} | self._ledger.running(set(self._runs))
-        self._tell_of_others(others - mine if free and not mine else set())
-        return bool(mine | others)
+        self._tell_of_others(live - mine if free and not mine else set())
+        return bool(mine | live)
+
+    def _missing(self, name: str, live: set[str]) -> tuple[bool, str | None]:
+        """Whether a run has to wait for one that it needs; and the reason, if that one has failed for good."""
+        missing = False
+        for needed in self._needed[name]:
+            state = State.DONE if needed.name in self._finished else state_of(self._plan, needed)
+            if state is State.FAILED and needed.name not in live:
+                error = read_record(self._plan, needed).get("error")
+                return False, f"it needs {_title(needed)}, which failed" + (f": {error}" if error else "")
+            missing = missing or state is not State.DONE
+        return missing, None
 
     def _is_dead(self, run: str) -> bool:
         lock = RunLock(self._plan.folder.lock(run))
