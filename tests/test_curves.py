@@ -1,6 +1,7 @@
 """One-shot curves: which weights each method removes, and the verb that evaluates them in one pass."""
 
 import csv
+import shutil
 
 import pytest
 import torch
@@ -137,9 +138,8 @@ def test_fine_tuning_keeps_what_was_removed_and_an_ended_run_is_not_run_again(he
     more = ["--", "--model.optimizer.lr=0.005"]
     assert main([*command, *more]) == 0
     runs = here / "lightning_logs/one-curves"
-    masked, smaller = (
-        smallnets.load(runs / f"run-1-{method}-0.5-1ep/checkpoints/last.ckpt") for method in ("layer", "channels")
-    )
+    folders = [next(each for each in runs.glob(f"run-1-{m}-0.5-1ep-*") if each.is_dir()) for m in ("layer", "channels")]
+    masked, smaller = (smallnets.load(folder / "checkpoints/last.ckpt") for folder in folders)
     dense_net = smallnets.load(dense)
     before = pruned_copy(dense_net, 0.5, "layer", image_size=8, in_channels=1)[1]
     for name, mask in before.items():
@@ -148,12 +148,21 @@ def test_fine_tuning_keeps_what_was_removed_and_an_ended_run_is_not_run_again(he
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in dense_net.parameters())
     with (dense.parent.parent / "curves.csv").open() as file:
         points = list(csv.DictReader(file))
-    rows = [read_row(runs / f"run-1-{method}-0.5-1ep") for method in ("layer", "channels")]
+    rows = [read_row(folder) for folder in folders]
     assert [float(p["fine_tuned"]) for p in points] == [row["val_accuracy"] for row in rows]
     assert rows[0]["config"]["model"]["optimizer"]["init_args"]["lr"] == 0.005
     stamps = [path.stat().st_mtime_ns for path in sorted(runs.glob("*/row.json"))]
     assert main([*command, *more]) == 0
     assert [path.stat().st_mtime_ns for path in sorted(runs.glob("*/row.json"))] == stamps
+    # Cut off before its first checkpoint, it is begun again; with other arguments it is another run.
+    shutil.rmtree(folders[0])
+    folders[0].mkdir()
+    (folders[0] / "config.yaml").write_text("")
+    layer = [*command[:-4], "--methods", "layer", "--fine_tune", "1"]
+    assert main([*layer, *more]) == 0
+    assert read_row(folders[0])["val_accuracy"] == rows[0]["val_accuracy"]
+    assert main([*layer, "--", "--model.optimizer.lr=0.1"]) == 0
+    assert len(list(runs.glob("*/row.json"))) == 3
 
 
 @pytest.mark.parametrize(

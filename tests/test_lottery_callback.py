@@ -375,4 +375,4 @@ def test_a_run_goes_on_with_its_own_plan_only(here, tiny, capsys):
     dense = tiny("fit", "--name=two")
     assert main(dense) == 0
     assert main([*dense, *TICKET, "--trainer.max_epochs=9", "--ckpt_path=last"]) == 2
-    assert "not of a lottery" in capsys.readouterr().err
+    assert "trainer.callbacks was None, now LotteryTicket" in capsys.readouterr().err

@@ -74,6 +74,11 @@ class StepCheckpoint(ModelCheckpoint):
         self._steps = steps
         self._saved_at = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        return {}  # nothing to keep: with any, Lightning would warn a resume without `--checkpoint_every`
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_at = trainer.global_step
 

@@ -55,7 +55,12 @@ class EMA(StepCallback):
             raise UserError(f"EMA start_step must be 0 or more, got {start_step}")
         self.decay, self.every_n_steps, self.start_step = decay, every_n_steps, start_step
         self.restart()
-        self._last_step = 0
+        self._last_step = self._first_step = 0
+
+    def begin_at(self, step: int) -> None:
+        """Forget the average, and count `start_step` and `every_n_steps` from optimizer step `step` on: a new round."""
+        self.restart()
+        self._first_step = step
 
     def restart(self) -> None:
         """Forget the average; the next update begins a new one with the weights of that moment.
@@ -72,7 +77,7 @@ class EMA(StepCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
             self.restart()
-            self._last_step = 0
+            self._last_step = self._first_step = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # A resumed average was read before the module moved to its device.
@@ -92,7 +97,8 @@ class EMA(StepCallback):
 
     def after_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
         # Batches that only accumulate gradients take no step.
-        if step == self._last_step or step <= self.start_step or (step - self.start_step) % self.every_n_steps:
+        averaged = step - self._first_step - self.start_step
+        if step == self._last_step or averaged <= 0 or averaged % self.every_n_steps:
             return
         self._last_step = step
         self._update(pl_module)
@@ -156,10 +162,10 @@ class EMA(StepCallback):
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last_step": self._last_step}
+        return {"last_step": self._last_step, "first_step": self._first_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._last_step = int(state_dict["last_step"])
+        self._last_step, self._first_step = int(state_dict["last_step"]), int(state_dict.get("first_step", 0))
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._mask_average(pl_module)
@@ -167,11 +173,17 @@ class EMA(StepCallback):
             return
         checkpoint[_TRAINED] = checkpoint["state_dict"] if self._trained is None else self._trained
         checkpoint["state_dict"] = type(checkpoint["state_dict"])(self._average)
-        checkpoint[_STATE] = {"decay": self.decay}
+        checkpoint[_STATE] = self._settings()
+
+    def _settings(self) -> dict[str, Any]:
+        return {"decay": self.decay, "every_n_steps": self.every_n_steps, "start_step": self.start_step}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         # Outside a fit the network keeps what Lightning has just loaded: the average.
         if trainer.state.fn == TrainerFn.FITTING and _TRAINED in checkpoint:
+            before, now = checkpoint.get(_STATE, {}), self._settings()
+            if differing := [f"{k} was {before[k]}, now {v}" for k, v in now.items() if before.get(k, v) != v]:
+                raise UserError(f"a resumed run keeps its EMA: {', '.join(differing)}")
             self._average = _clones(checkpoint["state_dict"])
             pl_module.load_state_dict(checkpoint[_TRAINED])
 

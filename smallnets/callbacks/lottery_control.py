@@ -281,11 +281,20 @@ class LotteryControl(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         figures = self._figures.state_dict()
-        return {"control": self.control, "record": self.record, "figures": figures, "initial": self._initial}
+        return {"settings": self._settings(), "record": self.record, "figures": figures, "initial": self._initial}
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "control": self.control,
+            "from_round": [Path(each).name for each in self.from_round],  # the folder may have moved
+            "mask_seed": self.mask_seed,
+            "criterion_batches": self.criterion_batches,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict["control"] != self.control:
-            raise UserError(f"the checkpoint is of control={state_dict['control']}, asked for is {self.control}")
+        before, now = state_dict["settings"], self._settings()
+        if differing := [f"{name}={before[name]} (now {now[name]})" for name in now if before[name] != now[name]]:
+            raise UserError(f"the checkpoint is of another LotteryControl: {', '.join(differing)}")
         self.record, self._initial = dict(state_dict["record"]), state_dict["initial"]
         self._figures.load_state_dict(state_dict["figures"])
 

@@ -188,6 +188,7 @@ class ChannelPruning(Callback):
                 )
         self._check_done(trainer.global_step)
         if not self.changes_ahead:
+            self._done = cast(nn.Module, pl_module.net)
             return
         if getattr(pl_module, "masks", None) is not None:
             raise UserError(

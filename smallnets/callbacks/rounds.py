@@ -75,7 +75,7 @@ def start_round(
     begin_epoch_at(trainer, batch)
     for callback in trainer.callbacks:
         if isinstance(callback, EMA):
-            callback.restart()
+            callback.begin_at(trainer.global_step)
     forget_best(trainer)
 
 

@@ -12,6 +12,12 @@ from smallnets.results.provenance import flatten
 _MAY_CHANGE = ("trainer.", "health.", "look.", "name", "checkpoint_every", "data.root", "data.download", "data.cache",
                "data.predict_from", "data.eval_batch_size", "model.compile")  # fmt: skip
 
+# What of the trainer's settings makes the weights.
+_MAKE = tuple(
+    f"trainer.{name}"
+    for name in ("gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "precision",
+                 "limit_train_batches", "overfit_batches")
+)  # fmt: skip
 _CALLBACKS = "trainer.callbacks"
 # Callbacks of this package that only watch.
 _WATCH = ("Health", "ParameterBudget")
@@ -31,7 +37,7 @@ def require_same_settings(path: Path, now: dict[str, Any]) -> None:
     changed = [
         k
         for k in sorted({*before, *after})
-        if before.get(k) != after.get(k) and (k == _CALLBACKS or not k.startswith(_MAY_CHANGE))
+        if before.get(k) != after.get(k) and (k in (_CALLBACKS, *_MAKE) or not k.startswith(_MAY_CHANGE))
     ]
     if changed:
         shown = ", ".join(f"{k} was {before.get(k)}, now {after.get(k)}" for k in changed[:3])

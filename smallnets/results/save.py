@@ -18,6 +18,7 @@ SCHEMA = 1
 def save(net: nn.Module, path: str | Path, *, masks: Masks | None = None, about: dict[str, Any] | None = None) -> Path:
     """Writes `net` so that `smallnets.load(path)` gives it back from the file alone, its logits bitwise the same.
 
+    For a network of one's own class that does not keep its constructor's arguments as attributes, `load` needs `net=`.
     `smallnets fit --model.init_from=PATH` trains it further, with its widths and masks. Written by rename.
 
     Args:

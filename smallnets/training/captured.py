@@ -39,6 +39,7 @@ class CapturedStep:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             module.loss_of(*self._inputs).backward()
+        # What was drawn meanwhile is drawn anew: the caller seeds the generator again.
         for each, value in zip((*self._net.buffers(), *self._sums.tensors()), kept, strict=True):
             each.copy_(value)
         self._tensors = self._living()

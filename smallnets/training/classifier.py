@@ -59,9 +59,9 @@ class Classifier(L.LightningModule):
         temperature: of the teacher's and the student's softened outputs.
         init_from: checkpoint whose network, with its widths, weights and masks, replaces `net` before training
             (fine-tuning).
-        channels_last: keep weights and images in channels-last memory format. Faster for convolutions on most CPUs and,
-            in 16-bit precision, on GPUs (`smallnets bench --only fit` shows it); off by default, because logits differ
-            in their last bits and code that takes `weight.view(-1)`, such as Lightning's ModelPruning, fails on it.
+        channels_last: keep weights and images in channels-last memory format. Faster for convolutions on most CPUs
+            (`smallnets bench --only fit` shows it); off by default, because logits differ in their last bits and code
+            that takes `weight.view(-1)`, such as Lightning's ModelPruning, fails on it.
         compile: run the network through `torch.compile`.
         fast: many optimizer steps in one `training_step` (`FastSteps`): the same results in less time, a CUDA graph on
             a GPU; callbacks that act on single batches see one in fifty.

@@ -76,7 +76,7 @@ class FastSteps:
             images, labels = data.on_after_batch_transfer(batch, 0)
             module.seed_step(number)
             images, targets = module.mixed(images, labels, number)
-            self._forward_backward(optimizer, images, labels, targets)
+            self._forward_backward(number, optimizer, images, labels, targets)
             for callback in self._watching:
                 callback.on_before_optimizer_step(trainer, module, optimizer)
             module.on_before_optimizer_step(optimizer)
@@ -100,12 +100,13 @@ class FastSteps:
         ]
         self._captured = None
 
-    def _forward_backward(self, optimizer: Any, images: Tensor, labels: Tensor, targets: Tensor) -> None:
+    def _forward_backward(self, number: int, optimizer: Any, images: Tensor, labels: Tensor, targets: Tensor) -> None:
         module = self.module
         alone = module.trainer.world_size == 1
         if images.is_cuda and alone:
             if self._captured is None:
                 self._captured = CapturedStep(module, optimizer, images, labels, targets)
+                module.seed_step(number)  # capturing has drawn from the generator
             # An epoch's last batch is often smaller; it is not worth a graph of its own.
             if self._captured.fits(images, targets):
                 self._captured.replay(images, labels, targets)

@@ -17,7 +17,7 @@ from smallnets.pruning.curves import accuracies
 from smallnets.pruning.masks import Masks
 from smallnets.results.load import CHECKPOINT_KEY, network_of, read_checkpoint
 from smallnets.results.run import RunFolder
-from smallnets.verbs.curves import _data, _require_same_split, _validation
+from smallnets.verbs.run_data import data_of, require_same_split, validation_batches
 
 CHILDREN = """two children of one network differ in the order of their data alone:
   smallnets fit --config FILE --seed_everything=0 --data.order_seed=1 --name=child-1
@@ -76,15 +76,15 @@ def _found(options: argparse.Namespace) -> dict[str, Any]:
     owner = RunFolder.owning(Path(options.a))
     if owner is None:
         raise UserError(f"{options.a} lies in no run's checkpoints folder, so its data are not known")
-    data = _data(owner, options.root)
+    data = data_of(owner, options.root)
     for path, each in zip((options.a, options.b), stored, strict=True):
-        _require_same_split(each, data)
+        require_same_split(each, data)
         if each[CHECKPOINT_KEY].get("data") not in (None, data.name):
             raise UserError(f"{path} was trained on {each[CHECKPOINT_KEY]['data']}, and {options.a} on {data.name}")
     use_gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if use_gpu else "cpu")
     a, b = (network_of(each, p).to(device) for each, p in zip(stored, (options.a, options.b), strict=True))
-    images = [(batch[0].to(device), batch[1].to(device)) for batch in _validation(data)]
+    images = [(batch[0].to(device), batch[1].to(device)) for batch in validation_batches(data)]
     barrier = error_barrier(
         a, b, lambda net: 1 - accuracies([net], images)[0], options.points,
         [batch.to(device) for batch in _training(data, options.recalibrate)] if options.recalibrate else None,

@@ -6,16 +6,15 @@ import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, NoReturn
 
 import torch
-import yaml
-from lightning.pytorch.cli import instantiate_class
 from torch import nn
 
-from smallnets.data import ImageData
-from smallnets.errors import UserError
+from smallnets.errors import RunError, UserError
 from smallnets.measure import count
 from smallnets.pruning.curves import METHODS, accuracies, pruned_copy
 from smallnets.pruning.masks import Masks
@@ -23,7 +22,9 @@ from smallnets.results.load import CHECKPOINT_KEY, network_of, read_checkpoint
 from smallnets.results.row import read_row, write_text
 from smallnets.results.run import RunFolder
 from smallnets.results.save import save
+from smallnets.results.test_ledger import file_digest
 from smallnets.verbs import trainer
+from smallnets.verbs.run_data import data_of, require_same_split, validation_batches
 
 # What a checkpoint knows of its data.
 _ABOUT = ("num_classes", "image_size", "in_channels", "data", "split_seed", "mean", "std", "classes")
@@ -81,14 +82,14 @@ def run(argv: Sequence[str]) -> int:
     if options.fine_tune < 0:
         raise UserError(f"smallnets curves: --fine_tune is 0 or more epochs, not {options.fine_tune}")
     out = Path(options.out) if options.out else owner.path / "curves.csv"
-    data = _data(owner, options.root)
-    _require_same_split(checkpoint, data)
+    data = data_of(owner, options.root)
+    require_same_split(checkpoint, data)
     use_gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if use_gpu else "cpu")
     net = network_of(checkpoint, options.checkpoint).to(device)
     image = {"image_size": int(data.image_size), "in_channels": int(data.in_channels)}
-    images = [tuple(part.to(device) for part in batch) for batch in _validation(data)]
-    tuning = FineTuning(owner, checkpoint, options.fine_tune, options.root, argv[place + 1 :])
+    images = [(batch[0].to(device), batch[1].to(device)) for batch in validation_batches(data)]
+    tuning = FineTuning(owner, Path(options.checkpoint), checkpoint, options.fine_tune, options.root, argv[place + 1 :])
     points: list[dict[str, Any]] = []
     for method in methods:
         pruned = [pruned_copy(net, fraction, method, **image) for fraction in fractions]
@@ -110,7 +111,8 @@ class FineTuning:
     """Runs of `smallnets fit` that go on from pruned networks, in `lightning_logs/NAME-curves/`.
 
     Attributes:
-        owner: the run that trained the dense network, whose settings these runs have.
+        owner: the run that trained the dense network, whose settings these runs have, but for several devices.
+        source: the dense network's file.
         checkpoint: its content, for what is known of the data.
         epochs: of each run.
         root: of the data, None for that of the run.
@@ -118,6 +120,7 @@ class FineTuning:
     """
 
     owner: RunFolder
+    source: Path
     checkpoint: dict[str, Any]
     epochs: int
     root: str | None
@@ -125,7 +128,8 @@ class FineTuning:
 
     def accuracy(self, name: str, net: nn.Module, masks: Masks | None) -> float | None:
         """The best validation accuracy of a run, which is begun, gone on with, or has ended; None if it failed."""
-        name = f"{self.owner.run}-{name}-{self.epochs}ep"
+        made_of = f"{file_digest(self.source)} {self.root} {self.more}"
+        name = f"{self.owner.run}-{name}-{self.epochs}ep-{sha256(made_of.encode()).hexdigest()[:8]}"
         group = f"{self.owner.name}-curves"
         folder = RunFolder(self.owner.path.parent.parent / group / name)
         row = read_row(folder.path)
@@ -133,10 +137,17 @@ class FineTuning:
             pruned = folder.path.parent / f"{name}.ckpt"
             save(net, pruned, masks=masks, about={k: self.checkpoint[CHECKPOINT_KEY][k] for k in _ABOUT})
             given = [f"--model.init_from={pruned}", f"--trainer.max_epochs={self.epochs}"]
-            given += [f"--name={group}", f"--run={name}"]
+            # One process's: Lightning would start this very command again for a second device.
+            given += [f"--name={group}", f"--run={name}", "--trainer.devices=1", "--trainer.strategy=auto"]
             given += [f"--data.root={self.root}"] if self.root else []
-            given += ["--ckpt_path=last"] if folder.last.is_file() else []
-            trainer.run("fit", ["--config", str(self.owner.config), *given, *self.more])
+            if folder.last.is_file():
+                given.append("--ckpt_path=last")
+            elif folder.path.is_dir():
+                rmtree(folder.path)  # it was cut off before its first checkpoint
+            try:
+                trainer.run("fit", ["--config", str(self.owner.config), *given, *self.more])
+            except RunError as error:
+                print(f"curves: {name} failed: {error}", file=sys.stderr)
             row = read_row(folder.path)
         return row["val_accuracy"] if row and row["status"] == "finished" else None
 
@@ -163,27 +174,6 @@ def _chosen_fractions(text: str) -> list[float]:
     if not all(0 <= each <= 1 for each in fractions):
         raise UserError(f"smallnets curves: --fractions are shares to remove in 0..1, got {text!r}")
     return fractions
-
-
-def _data(owner: RunFolder, root: str | None) -> ImageData:
-    """The run's data set, with its settings."""
-    described = yaml.safe_load(owner.config.read_text())["data"]
-    if root is not None:
-        described["init_args"]["root"] = root
-    data: ImageData = instantiate_class((), described)
-    data.prepare_data()
-    data.setup("validate")
-    return data
-
-
-def _require_same_split(checkpoint: dict[str, Any], data: ImageData) -> None:
-    trained = checkpoint[CHECKPOINT_KEY].get("split_seed")
-    if trained is not None and trained != data.split_seed:
-        raise UserError(f"the network was trained with split_seed {trained}, the run's config says {data.split_seed}")
-
-
-def _validation(data: ImageData) -> Any:
-    return (data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader())
 
 
 def _write(path: Path, points: list[dict[str, Any]]) -> None:

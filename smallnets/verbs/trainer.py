@@ -225,7 +225,7 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def run(verb: str, argv: list[str], cli: type[TrainerCLI] = TrainerCLI) -> int:
+def run(verb: str, argv: list[str], cli: type[TrainerCLI] | None = None) -> int:
     """Runs one of the trainer's verbs; returns the exit code.
 
     `cli` may be a subclass that adds to the trainer what is no part of the configuration.
@@ -235,7 +235,7 @@ def run(verb: str, argv: list[str], cli: type[TrainerCLI] = TrainerCLI) -> int:
     """
     options = {"exit_on_error": False, "allow_abbrev": False}
     with short_warnings(), as_user_errors(_option_names):
-        cli(
+        (cli or TrainerCLI)(
             Classifier,
             ImageData,
             subclass_mode_data=True,
