@@ -3,6 +3,7 @@
 import csv
 import shutil
 
+import pandas
 import pytest
 import torch
 from torch import nn
@@ -129,6 +130,15 @@ def test_the_verb_writes_every_point_and_its_dense_one_is_the_runs_accuracy(here
             assert float(point["accuracy"]) == row["val_accuracy"], figure
             assert int(point["parameters"]) == int(point["nonzero_parameters"]) == row["parameters"]
     assert row["test_reads"] == 0
+    frame = pandas.read_csv(folder / "curves-figure.csv")
+    ours = frame[frame["source"] == "one-shot"]
+    assert [tuple(line) for line in ours[["method", "fraction", "accuracy"]].values] == [
+        (p["method"], float(p["fraction"]), float(p["accuracy"])) for p in points
+    ]
+    stated = frame[frame["source"] == "document 000"]
+    assert set(stated["method"]) == {"layer", "global", "inputs"}, "the document has no physical removal"
+    assert stated[(stated["method"] == "global") & (stated["fraction"] == 0.75)]["accuracy"].tolist() == [0.9455]
+    assert (folder / "curves-figure.svg").read_text().startswith("<svg")
 
 
 def test_fine_tuning_keeps_what_was_removed_and_an_ended_run_is_not_run_again(here, tiny, capsys):

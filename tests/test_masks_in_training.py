@@ -172,6 +172,31 @@ def test_an_average_of_weights_has_exact_zeros(here, tiny):
     assert equal(runs[0]["state_dict"], runs[1]["state_dict"]), "the callbacks' order means nothing"
 
 
+class RoundedConv2d(nn.Conv2d):
+    """Its forward uses the weight rounded to int8 per filter, straight through, as in quantisation-aware training."""
+
+    def rounded(self):
+        step = self.weight.detach().abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-8) / 127
+        return self.weight + ((self.weight / step).round() * step - self.weight).detach()
+
+    def forward(self, images):
+        return self._conv_forward(images, self.rounded(), self.bias)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_masks_stay_in_quantisation_aware_training_and_in_the_integers(here, name):
+    torch.manual_seed(0)
+    net = nn.Sequential(RoundedConv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    before = net[0].weight.detach().clone()
+    module = classifier(net, OPTIMIZERS[name], check_masks="step")
+    fit(module, PruningSchedule(density=0.3, curve="cubic", end="6it", every="2it"), max_epochs=2)
+    masks = module.masks
+    assert masks.kept == round(0.3 * masks.total) and zeros(net, masks) == masks.total - masks.kept
+    assert not torch.equal(net[0].weight[masks["0.weight"]], before[masks["0.weight"]]), "it was trained"
+    rounded = net[0].rounded()
+    assert not rounded[~masks["0.weight"]].any() and rounded[masks["0.weight"]].any()
+
+
 # -- beside Lightning's own --------------------------------------------------------------------------------------------
 
 

@@ -102,6 +102,8 @@ def run(argv: Sequence[str]) -> int:
                 points[-1]["fine_tuned"] = tuning.accuracy(f"{method}-{fraction:g}", copied.cpu(), masks)
             print(_line(points[-1]), flush=True)
             _write(out, points)
+    for path in _drawn(points, out):
+        print(f"curves: {path}", file=sys.stderr)
     print(f"curves: {len(points)} points of {data.split_sizes['val']:,} validation images in {out}", file=sys.stderr)
     return 0 if not options.fine_tune or all(p["fine_tuned"] is not None for p in points) else 1
 
@@ -156,6 +158,17 @@ def _line(point: dict[str, Any]) -> str:
     tuned = "" if point["fine_tuned"] is None else f"  fine-tuned {point['fine_tuned']:.4f}"
     what = f"{point['method']:<9} {point['fraction']:5.2f}  accuracy {point['accuracy']:.4f}{tuned}"
     return f"{what}  {point['nonzero_parameters']:,} of {point['parameters']:,} parameters not 0"
+
+
+def _drawn(points: list[dict[str, Any]], out: Path) -> list[Path]:
+    """The figure beside the CSV, with document 000's points; nothing without the extra `report`."""
+    try:
+        from smallnets.report.figures import save as save_figure
+        from smallnets.report.one_shot import OneShotFigure
+    except ModuleNotFoundError:
+        print("curves: no figure: pip install 'smallnets[report]'", file=sys.stderr)
+        return []
+    return save_figure(OneShotFigure(points), out.with_name(f"{out.stem}-figure"))
 
 
 def _chosen_methods(text: str) -> list[Any]:
