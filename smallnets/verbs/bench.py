@@ -3,27 +3,22 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from smallnets.bench import PARTS
 from smallnets.bench.rows import Row
 from smallnets.errors import UserError
+from smallnets.verbs.arguments import Parser, add_device, chosen_device
 
 if TYPE_CHECKING:
     from smallnets.bench.timing import Settings
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="smallnets bench",
         description="Times each part and what it is compared with by turns, in one process, and prints medians and "
         "ratios, with the bars that this project set itself. About five minutes on one CPU core.",
@@ -36,9 +31,7 @@ def _parser() -> _Parser:
     )  # fmt: skip
     parser.add_argument("--repeats", type=int, metavar="N", help="rounds of each comparison (default: each part's own)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of torch on the CPU (default: 1)")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
-    )
+    add_device(parser)
     parser.add_argument("--quick", action="store_true", help="small sizes and two rounds: to see that it runs")
     parser.add_argument("--json", action="store_true", help="print one object: the machine, the settings, the rows")
     return parser
@@ -51,10 +44,9 @@ def run(argv: Sequence[str]) -> int:
         UserError: a wrong command line.
         RunError: a command that is measured failed.
     """
-    try:
-        options = _parser().parse_args(list(argv))
-    except SystemExit as end:  # --help has been printed
-        return int(end.code or 0)
+    options = _parser().parse(argv)
+    if options is None:
+        return 0
     if options.ckpt and options.only:
         raise UserError("smallnets bench: --ckpt and --only exclude each other")
     parts = [] if options.ckpt else _parts(options.only)
@@ -63,9 +55,10 @@ def run(argv: Sequence[str]) -> int:
             raise UserError(f"smallnets bench: --{name} is 1 or more, not {value}")
     settings = _settings(options)
     from smallnets.bench.machine import describe_machine
+    from smallnets.measure.latency import torch_threads
 
     found: list[tuple[str, Row]] = []
-    with _threads(settings.threads):
+    with torch_threads(settings.threads):
         machine = describe_machine(settings.device)
         if not options.json:
             print(_machine_line(machine), flush=True)
@@ -106,28 +99,9 @@ def _parts(only: str | None) -> list[str]:
 
 
 def _settings(options: argparse.Namespace) -> "Settings":
-    import torch
-
     from smallnets.bench.timing import Settings
 
-    there = torch.cuda.is_available()
-    if options.device == "cuda" and not there:
-        raise UserError("smallnets bench: --device=cuda: torch finds no GPU here; allowed: auto, cpu")
-    device = torch.device("cuda", 0) if there and options.device != "cpu" else torch.device("cpu")
-    return Settings(device, options.threads, options.repeats, options.quick)
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """torch on so many threads, and afterwards on as many as before."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return Settings(chosen_device("smallnets bench", options.device), options.threads, options.repeats, options.quick)
 
 
 def _machine_line(machine: dict[str, Any]) -> str:

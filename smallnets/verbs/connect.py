@@ -3,10 +3,8 @@
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from smallnets.data import ImageData
@@ -16,8 +14,8 @@ from smallnets.pruning.connectivity import error_barrier, overlap
 from smallnets.pruning.curves import accuracies
 from smallnets.pruning.masks import Masks
 from smallnets.results.load import CHECKPOINT_KEY, network_of, read_checkpoint
-from smallnets.results.run import RunFolder
-from smallnets.verbs.run_data import data_of, require_same_split, validation_batches
+from smallnets.verbs.arguments import Parser, add_device, chosen_device
+from smallnets.verbs.run_data import data_of, owner_of, require_same_split, validation_batches
 
 CHILDREN = """two children of one network differ in the order of their data alone:
   smallnets fit --config FILE --seed_everything=0 --data.order_seed=1 --name=child-1
@@ -26,13 +24,8 @@ and then their checkpoints/last.ckpt. Of a network that is trained already, add 
 of a ticket, train it again by LotteryControl with from_round=ROUND. Augmentation has --data.augment_seed."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="smallnets connect",
         description="Linear mode connectivity (Frankle et al. 2020): the validation error of (1 - a) A + a B at evenly "
         "spaced a. The barrier is the highest error less the mean of both ends, in points; 0 or less: linearly "
@@ -49,7 +42,7 @@ def _parser() -> _Parser:
         "barrier may then be theirs alone)",
     )  # fmt: skip
     parser.add_argument("--root", metavar="DIR", help="where the data set lies (default: as in A's run)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="print one object")
     return parser
 
@@ -60,10 +53,9 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         UserError: a wrong command line, networks of other shapes or splits, or a checkpoint in no run's folder.
     """
-    try:
-        options = _parser().parse_args(list(argv))
-    except SystemExit as end:  # --help has been printed
-        return int(end.code or 0)
+    options = _parser().parse(argv)
+    if options is None:
+        return 0
     if options.recalibrate < 0:
         raise UserError(f"smallnets connect: --recalibrate is 0 or more training batches, not {options.recalibrate}")
     found = _found(options)
@@ -73,16 +65,12 @@ def run(argv: Sequence[str]) -> int:
 
 def _found(options: argparse.Namespace) -> dict[str, Any]:
     stored = [read_checkpoint(path) for path in (options.a, options.b)]
-    owner = RunFolder.owning(Path(options.a))
-    if owner is None:
-        raise UserError(f"{options.a} lies in no run's checkpoints folder, so its data are not known")
-    data = data_of(owner, options.root)
+    data = data_of(owner_of(options.a), options.root)
     for path, each in zip((options.a, options.b), stored, strict=True):
         require_same_split(each, data)
         if each[CHECKPOINT_KEY].get("data") not in (None, data.name):
             raise UserError(f"{path} was trained on {each[CHECKPOINT_KEY]['data']}, and {options.a} on {data.name}")
-    use_gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda" if use_gpu else "cpu")
+    device = chosen_device("smallnets connect", options.device)
     a, b = (network_of(each, p).to(device) for each, p in zip(stored, (options.a, options.b), strict=True))
     images = [(batch[0].to(device), batch[1].to(device)) for batch in validation_batches(data)]
     barrier = error_barrier(

@@ -1,6 +1,5 @@
 """`smallnets curves`: accuracy against the share pruned, of one trained network (document 000's spotlight)."""
 
-import argparse
 import csv
 import io
 import sys
@@ -9,9 +8,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
 from torch import nn
 
 from smallnets.errors import RunError, UserError
@@ -24,7 +22,8 @@ from smallnets.results.run import RunFolder
 from smallnets.results.save import save
 from smallnets.results.test_ledger import file_digest
 from smallnets.verbs import trainer
-from smallnets.verbs.run_data import data_of, require_same_split, validation_batches
+from smallnets.verbs.arguments import Parser, add_device, chosen_device
+from smallnets.verbs.run_data import data_of, owner_of, require_same_split, validation_batches
 
 # What a checkpoint knows of its data.
 _ABOUT = ("num_classes", "image_size", "in_channels", "data", "split_seed", "mean", "std", "classes")
@@ -34,13 +33,8 @@ SIZES = ("parameters", "nonzero_parameters", "macs", "bytes")
 COLUMNS = ("method", "fraction", "accuracy", "fine_tuned", *SIZES)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="smallnets curves",
         description="Prunes a trained network once at each of many fractions, without training it further, and gives "
         "the validation accuracy of each; all networks of a method share one pass over the images. Methods: layer and "
@@ -58,7 +52,7 @@ def _parser() -> _Parser:
         "ended are not run again",
     )  # fmt: skip
     parser.add_argument("--out", metavar="FILE.csv", help="write the points there (default: curves.csv of the run)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_device(parser)
     return parser
 
 
@@ -70,22 +64,18 @@ def run(argv: Sequence[str]) -> int:
     """
     argv = list(argv)
     place = argv.index("--") if "--" in argv else len(argv)
-    try:
-        options = _parser().parse_args(argv[:place])
-    except SystemExit as end:  # --help has been printed
-        return int(end.code or 0)
+    options = _parser().parse(argv[:place])
+    if options is None:
+        return 0
     methods, fractions = _chosen_methods(options.methods), _chosen_fractions(options.fractions)
     checkpoint = read_checkpoint(options.checkpoint)
-    owner = RunFolder.owning(Path(options.checkpoint))
-    if owner is None:
-        raise UserError(f"{options.checkpoint} lies in no run's checkpoints folder, so its data are not known")
+    owner = owner_of(options.checkpoint)
     if options.fine_tune < 0:
         raise UserError(f"smallnets curves: --fine_tune is 0 or more epochs, not {options.fine_tune}")
     out = Path(options.out) if options.out else owner.path / "curves.csv"
     data = data_of(owner, options.root)
     require_same_split(checkpoint, data)
-    use_gpu = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda" if use_gpu else "cpu")
+    device = chosen_device("smallnets curves", options.device)
     net = network_of(checkpoint, options.checkpoint).to(device)
     image = {"image_size": int(data.image_size), "in_channels": int(data.in_channels)}
     images = [(batch[0].to(device), batch[1].to(device)) for batch in validation_batches(data)]

@@ -4,25 +4,21 @@ import argparse
 import json
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from smallnets.data import MODULES
 from smallnets.errors import RunError, UserError
+from smallnets.verbs.arguments import Parser
 
 if TYPE_CHECKING:
     from smallnets.data.files import FileState
     from smallnets.data.modules import ImageData
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog="smallnets data", description="Get a data set, check its files, look at it.")
+def _parser() -> Parser:
+    parser = Parser(prog="smallnets data", description="Get a data set, check its files, look at it.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="{fetch,verify,show}")
-    common = _Parser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("name", metavar="NAME", help=f"one of {', '.join(MODULES)}")
     common.add_argument("--root", default="data", help="the folder that holds the set (default: data)")
     common.add_argument("--split_seed", type=int, default=0, help="chooses the validation images (default: 0)")
@@ -50,10 +46,9 @@ def run(argv: Sequence[str]) -> int:
         UserError: a wrong command line.
         RunError: files that are missing or damaged, or cannot be fetched.
     """
-    try:
-        options = _parser().parse_args(list(argv))
-    except SystemExit as end:  # --help has been printed
-        return int(end.code or 0)
+    options = _parser().parse(argv)
+    if options is None:
+        return 0
     return {"fetch": _fetch, "verify": _verify, "show": _show}[options.action](options)
 
 

@@ -4,9 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from smallnets.errors import UserError
+from smallnets.verbs.arguments import Parser
 
 if TYPE_CHECKING:
     from smallnets.report.collect import Results
@@ -20,13 +21,8 @@ FIGURES = {
 COSTS = ("parameters", "nonzero_parameters", "macs", "bytes")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="smallnets report",
         description="Puts the rows of runs together by cell and writes table.md, table.csv, table.tex, figures (PNG, "
         "SVG, HTML, with their numbers as CSV), for lotteries a verdict, for pruned networks a checklist, and "
@@ -63,10 +59,9 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         UserError: a wrong command line, no rows, a checkpoint that is not ours.
     """
-    try:
-        options = _parser().parse_args(list(argv))
-    except SystemExit as end:  # --help has been printed
-        return int(end.code or 0)
+    options = _parser().parse(argv)
+    if options is None:
+        return 0
     _check(options)
     try:
         import altair  # noqa: F401  that the extra is installed is asked once, for all of it

@@ -1,6 +1,7 @@
 """The data of a run that has been: from its configuration, for verbs that evaluate its checkpoints."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,6 +12,14 @@ from smallnets.data import ImageData
 from smallnets.errors import UserError
 from smallnets.results.load import CHECKPOINT_KEY
 from smallnets.results.run import RunFolder
+
+
+def owner_of(path: str) -> RunFolder:
+    """The run that a checkpoint belongs to. UserError for a file from elsewhere."""
+    owner = RunFolder.owning(Path(path))
+    if owner is None:
+        raise UserError(f"{path} lies in no run's checkpoints folder, so its data are not known")
+    return owner
 
 
 def data_of(owner: RunFolder, root: str | None) -> ImageData:

@@ -1,26 +1,20 @@
 """`smallnets score`: a checkpoint by the two scores for small networks, and the bytes it takes in each form."""
 
-import argparse
 import json
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from smallnets.compress.export import prepared
 from smallnets.compress.subject import Subject, read_subject
-from smallnets.errors import UserError
 from smallnets.measure import count
 from smallnets.measure.memory import memory
 from smallnets.measure.micronet import COURSE_OPERATIONS, course_score, micronet_score
 from smallnets.measure.sparse import stored_forms
+from smallnets.verbs.arguments import Parser
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="smallnets score",
         description="Scores the network of a checkpoint as it stands: document 001's course score, and the rules of the"
         " MicroNet Challenge 2019 (lower is better); bytes in each form; memory of one inference.",
@@ -35,10 +29,9 @@ def _parser() -> _Parser:
 
 def run(argv: Sequence[str]) -> int:
     """`smallnets score CKPT [--weight_bits N] [--activation_bits N] [--layers] [--json]`: prints the scores."""
-    try:
-        options = _parser().parse_args(list(argv))
-    except SystemExit as end:  # --help has been printed
-        return int(end.code or 0)
+    options = _parser().parse(argv)
+    if options is None:
+        return 0
     found = scores(read_subject(options.checkpoint), options.weight_bits, options.activation_bits)
     print(json.dumps(found, indent=1) if options.json else "\n".join(_lines(found, options.layers)))
     return 0

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
@@ -18,23 +18,19 @@ from smallnets.results.row import write_text
 from smallnets.studies.execute import SMALLNETS, end, run_environment
 from smallnets.studies.search import Ended, Report, Trials, line_of
 from smallnets.studies.search_space import Dimension, Search
+from smallnets.verbs.arguments import Parser
 
 _ACTIONS = ("run", "show", "confirm")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="smallnets search",
         description="Searches a space of configurations; killed and started again, it goes on where it was. "
         "`smallnets search FILE` is `smallnets search run FILE`.",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="{run,show,confirm}")
-    common = _Parser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("file", metavar="FILE", help="the search: a YAML file, as those in configs/search")
     common.add_argument("--quick", action="store_true", help="the small form that the file's `quick:` describes")
     common.add_argument(
@@ -62,10 +58,9 @@ def run(argv: Sequence[str]) -> int:
     words = list(argv)
     if words and words[0] not in (*_ACTIONS, "-h", "--help"):
         words = ["run", *words]
-    try:
-        options = _parser().parse_args(words)
-    except SystemExit as stop:  # --help has been printed
-        return int(stop.code or 0)
+    options = _parser().parse(words)
+    if options is None:
+        return 0
     search = Search.read(options.file, options.quick)
     if options.action == "run":
         return _run(search, options)

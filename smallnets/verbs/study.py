@@ -6,34 +6,30 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from smallnets.errors import UserError
 from smallnets.studies.plan import Plan, make_plan, old_runs, stored_plan
 from smallnets.studies.progress import counts, duration, seconds_left, seconds_taken
 from smallnets.studies.state import RunLock, State, read_record, state_of
 from smallnets.studies.study import Study
+from smallnets.verbs.arguments import Parser
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message}")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="smallnets study",
         description="Runs a grid of configurations and seeds, each run a process of its own; killed and started again, "
         "it goes on where it was.",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="{run,work,status,commands}")
-    common = _Parser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("file", metavar="FILE", help="the study: a YAML file, as those in configs/studies")
     common.add_argument("--quick", action="store_true", help="the small form that the file's `quick:` describes")
     common.add_argument(
         "--folder", type=Path, default=Path(), metavar="DIR", help="where lightning_logs/<study>/ is (default: here)"
     )
-    working = _Parser(add_help=False)
+    working = Parser(add_help=False)
     working.add_argument("--slots", type=int, default=1, metavar="N", help="runs at once (default: 1)")
     ledger = "the ledger's database, such as postgresql://USER@HOST/NAME (default: SQLite in the study's folder)"
     working.add_argument("--storage", metavar="URL", help=ledger)
@@ -53,10 +49,9 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         UserError: a wrong command line, or a study that cannot be run as it is written.
     """
-    try:
-        options = _parser().parse_args(list(argv))
-    except SystemExit as end:  # --help has been printed
-        return int(end.code or 0)
+    options = _parser().parse(argv)
+    if options is None:
+        return 0
     study = Study.read(options.file, options.quick)
     if options.action in ("run", "work"):
         return _run(study, options)
