@@ -8,7 +8,7 @@ import fcntl
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,28 @@ if TYPE_CHECKING:
 
 # A worker that has not been heard of for so long is taken for dead, and its runs are anybody's.
 BEAT_SECONDS, GRACE_SECONDS = 30, 120
+
+
+@contextmanager
+def database_errors(what: str) -> Iterator[None]:
+    """The database's errors in one line; without Optuna's notes on what it calls experimental.
+
+    Raises:
+        UserError: the storage's URL is none.
+        LedgerError: `what` does not answer.
+    """
+    import optuna
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    except (ArgumentError, ImportError) as error:
+        raise UserError(f"--storage: {str(error).splitlines()[0]}") from error
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise LedgerError(f"{what} does not answer: {reason}") from error
 
 
 class LedgerError(RunError):
@@ -182,20 +204,8 @@ class Ledger:
         found = self._storage.get_all_trials(self._id, deepcopy=False, states=states or None)
         return [trial for trial in found if "run" in trial.user_attrs]
 
-    @contextmanager
-    def _speaking(self) -> Iterator[None]:
-        """The database's errors in one line; without Optuna's notes on what it calls experimental."""
-        from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
-                yield
-        except (ArgumentError, ImportError) as error:
-            raise UserError(f"--storage: {str(error).splitlines()[0]}") from error
-        except (SQLAlchemyError, self._optuna.exceptions.StorageInternalError) as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
-            raise LedgerError(f"the study's ledger does not answer: {reason}") from error
+    def _speaking(self) -> AbstractContextManager[None]:
+        return database_errors("the study's ledger")
 
 
 def _set_aside(url: str) -> Path | None:

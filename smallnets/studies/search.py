@@ -6,7 +6,6 @@ Optuna is imported here and in `ledger.py` alone.
 import fcntl
 import logging
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from smallnets.measure import Budget, BudgetExceeded, Counts
 from smallnets.results.run import RunFolder
 from smallnets.results.store import load_row
 from smallnets.studies.cells import short_names
+from smallnets.studies.ledger import database_errors
 from smallnets.studies.search_space import Dimension, Search
 from smallnets.studies.state import RunLock
 
@@ -95,7 +95,7 @@ class Trials:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         directions: list[Any] = ["maximize" if d == "max" else "minimize" for d in search.objectives.values()]
-        with self._quiet(), self._alone():
+        with database_errors("the search's storage"), self._alone():
             where = _storage(storage or f"sqlite:///{self._own / 'trials.sqlite'}")
             try:
                 self._study = optuna.create_study(
@@ -117,7 +117,7 @@ class Trials:
 
     def work(self, trials: int, fit: Fit, say: Callable[[str], None]) -> None:
         """Makes trials until the search has so many, first those that a dead worker has left."""
-        with self._quiet():
+        with database_errors("the search's storage"):
             while (taken := self._left_behind() or self._ask(trials)) is not None:
                 trial, lock = taken
                 try:
@@ -269,12 +269,12 @@ class Trials:
 
     def ended(self) -> list[Ended]:
         """All trials, in the order of their numbers."""
-        with self._quiet():
+        with database_errors("the search's storage"):
             return [self._ended(trial) for trial in self._study.trials]
 
     def best(self) -> list[Ended]:
         """The best trial, or, of several objectives, those that no other is better than in all of them."""
-        with self._quiet():
+        with database_errors("the search's storage"):
             done = [t for t in self._study.trials if t.state == self._optuna.trial.TrialState.COMPLETE]
             found = self._study.best_trials if done else []
             return [self._ended(t) for t in (found if len(self.search.objectives) > 1 else found[:1])]
@@ -288,7 +288,7 @@ class Trials:
         done = [t for t in self._study.trials if t.state == self._optuna.trial.TrialState.COMPLETE]
         always = [d.name for d in self.search.space if not d.when]
         found: dict[str, float] = {}
-        with self._quiet():
+        with database_errors("the search's storage"):
             for dimension in self.search.space:
                 name = dimension.name
                 those = [t for t in done if name in t.params]
@@ -326,21 +326,6 @@ class Trials:
         with (self._own / "ask.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-    @contextmanager
-    def _quiet(self) -> Iterator[None]:
-        """The database's errors in one line; without Optuna's notes on what it calls experimental."""
-        from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
-                yield
-        except (ArgumentError, ImportError) as error:
-            raise UserError(f"--storage: {str(error).splitlines()[0]}") from error
-        except (SQLAlchemyError, self._optuna.exceptions.StorageInternalError) as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
-            raise RunError(f"the search's storage does not answer: {reason}") from error
 
 
 def _storage(where: str) -> Any:

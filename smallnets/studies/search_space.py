@@ -1,6 +1,5 @@
 """`Search`: what a search's YAML file says, read and checked; its space, and the options of `fit` that are drawn."""
 
-import difflib
 import hashlib
 import json
 import math
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from smallnets import __version__
-from smallnets.config import read_config
 from smallnets.errors import UserError
 from smallnets.results.run import check_name
 from smallnets.studies.cells import check_options, label
+from smallnets.studies.spec_file import as_list, mapping, only, quick_part, read_spec
 
 _KEYS = (
     "name", "asks", "base", "set", "space", "objectives", "budget", "sampler", "pruner", "seed", "trials", "confirm",
@@ -85,26 +84,15 @@ class Search:
         Raises:
             UserError: the file is missing, is not YAML, or says something that a search cannot be made of.
         """
-        path = Path(file)
-        try:
-            spec = read_config(str(path))
-        except UserError as error:
-            raise UserError(str(error).replace("--config", "search", 1)) from error
-        try:
-            return cls._made(path, spec, quick)
-        except UserError as error:
-            raise UserError(f"search {path}: {error}") from error
+        return read_spec(file, "search", lambda path, spec: cls._made(path, spec, quick))
 
     @classmethod
     def _made(cls, path: Path, spec: dict[str, Any], quick: bool) -> "Search":
-        _only(spec, _KEYS, "a search")
-        over = _mapping(spec, "quick")
-        _only(over, _QUICK, "quick")
-        if quick and not over:
-            raise UserError("--quick: there is no `quick:` in it")
-        fixed = check_options(_mapping(spec, "set"), "set")
+        only(spec, _KEYS, "a search")
+        over = quick_part(spec, _QUICK, quick)
+        fixed = check_options(mapping(spec, "set"), "set")
         if quick:
-            fixed |= check_options(_mapping(over, "set"), "quick: set")
+            fixed |= check_options(mapping(over, "set"), "quick: set")
             spec = {**spec, **{k: v for k, v in over.items() if k != "set"}}
         if "config" in fixed:
             raise UserError("set: config is not set here: base says it")
@@ -113,19 +101,19 @@ class Search:
         asks = spec.get("asks")
         if not isinstance(asks, str) or not asks.strip():
             raise UserError("asks: one sentence that says what the search asks is expected")
-        space = _space(_mapping(spec, "space"), fixed)
-        objectives = _mapping(spec, "objectives") or {"val_accuracy": "max"}
+        space = _space(mapping(spec, "space"), fixed)
+        objectives = mapping(spec, "objectives") or {"val_accuracy": "max"}
         for metric, direction in objectives.items():
             if str(metric).startswith("test_"):
                 raise UserError(f"objectives: {metric}: the test set is not searched on")
             if direction not in ("max", "min"):
                 raise UserError(f"objectives: {metric}: max or min is expected, got {direction!r}")
-        budget = _mapping(spec, "budget")
-        _only(budget, _LIMITS, "budget")
-        confirm = _mapping(spec, "confirm")
-        _only(confirm, ("set", "seeds"), "confirm")
-        check_options(_mapping(confirm, "set"), "confirm: set")
-        base = [path.parent / str(each) for each in _as_list(spec.get("base"))]
+        budget = mapping(spec, "budget")
+        only(budget, _LIMITS, "budget")
+        confirm = mapping(spec, "confirm")
+        only(confirm, ("set", "seeds"), "confirm")
+        check_options(mapping(confirm, "set"), "confirm: set")
+        base = [path.parent / str(each) for each in as_list(spec.get("base"))]
         if missing := [each for each in base if not each.is_file()]:
             raise UserError(f"there is no config {missing[0]} (paths are from the search's own folder)")
         # What the trials are made by: a storage holds trials of one such text.
@@ -176,16 +164,16 @@ def _when(name: str, what: dict[str, Any]) -> dict[str, list[str]] | None:
     when = what.get("when")
     if when is not None and (not isinstance(when, dict) or not when):
         raise UserError(f"space: {name}: when: earlier options with their values are expected, got {when!r}")
-    return {k: [label(v) for v in _as_list(values)] for k, values in when.items()} if when else None
+    return {k: [label(v) for v in as_list(values)] for k, values in when.items()} if when else None
 
 
 def _choices(name: str, what: dict[str, Any]) -> Dimension:
-    _only(what, _CHOICE, f"space: {name}")
+    only(what, _CHOICE, f"space: {name}")
     given = what["choices"]
     if isinstance(given, dict):
         sets = {label(k): v if isinstance(v, dict) and "class_path" not in v else {name: v} for k, v in given.items()}
     else:
-        values = _as_list(given)
+        values = as_list(given)
         sets = {label(value): {name: value} for value in values}
         if len(sets) < len(values):
             raise UserError(f"space: {name}: two choices have one name: give them names, as in {{name: value}}")
@@ -197,7 +185,7 @@ def _choices(name: str, what: dict[str, Any]) -> Dimension:
 
 
 def _range(name: str, what: dict[str, Any]) -> Dimension:
-    _only(what, _RANGE, f"space: {name}")
+    only(what, _RANGE, f"space: {name}")
     check_options({name: 0}, "space")
     low, high = _number(name, what, "low"), _number(name, what, "high")
     step = _number(name, what, "step") if what.get("step") is not None else None
@@ -245,23 +233,3 @@ def _count(spec: dict[str, Any], key: str, default: int, least: int) -> int:
     if type(value) is not int or value < least:
         raise UserError(f"{key}: a whole number of at least {least} is expected, got {value!r}")
     return int(value)
-
-
-def _only(spec: dict[str, Any], allowed: tuple[str, ...], what: str) -> None:
-    for key in spec:
-        if key not in allowed:
-            near = difflib.get_close_matches(str(key), allowed, n=1)
-            raise UserError(
-                f"{what} has no {key!r}; {f'nearest: {near[0]}' if near else 'allowed: ' + ', '.join(allowed)}"
-            )
-
-
-def _mapping(spec: dict[str, Any], key: str) -> dict[str, Any]:
-    value = spec.get(key)
-    if value is not None and not isinstance(value, dict):
-        raise UserError(f"{key}: a mapping is expected, got {value!r}")
-    return value or {}
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list) else [] if value is None else [value]

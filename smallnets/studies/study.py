@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from smallnets.config import read_config
 from smallnets.errors import UserError
 from smallnets.results.run import check_name
 from smallnets.studies.cells import Cell, check_options, make_cells
 from smallnets.studies.needs import check_needs
+from smallnets.studies.spec_file import as_list, mapping, only, quick_part, read_spec
 
 _KEYS = ("name", "asks", "base", "set", "axes", "zip", "cells", "seeds", "metrics", "stated", "budget", "test", "quick")
 _QUICK = ("base", "set", "axes", "zip", "cells", "seeds", "budget", "test", "keep")
@@ -46,36 +46,25 @@ class Study:
         Raises:
             UserError: the file is missing, is not YAML, or says something that a study cannot be made of.
         """
-        path = Path(file)
-        try:
-            spec = read_config(str(path))
-        except UserError as error:
-            raise UserError(str(error).replace("--config", "study", 1)) from error
-        try:
-            return cls._made(path, spec, quick)
-        except UserError as error:
-            raise UserError(f"study {path}: {error}") from error
+        return read_spec(file, "study", lambda path, spec: cls._made(path, spec, quick))
 
     @classmethod
     def _made(cls, path: Path, spec: dict[str, Any], quick: bool) -> "Study":
-        _only(spec, _KEYS, "a study")
-        over = _mapping(spec, "quick")
-        _only(over, _QUICK, "quick")
-        if quick and not over:
-            raise UserError("--quick: there is no `quick:` in it")
-        for where, options in (("set", _mapping(spec, "set")), ("quick: set", _mapping(over, "set"))):
+        only(spec, _KEYS, "a study")
+        over = quick_part(spec, _QUICK, quick)
+        for where, options in (("set", mapping(spec, "set")), ("quick: set", mapping(over, "set"))):
             for option, who in (("config", "base says it, or a cell"), ("needs", "a cell says it")):
                 if option in options:
                     raise UserError(f"{where}: {option} is not set here: {who}")
-        last = check_options(_mapping(over, "set"), "quick: set") if quick else {}
+        last = check_options(mapping(over, "set"), "quick: set") if quick else {}
         spec = {**spec, **{k: v for k, v in over.items() if k not in ("set", "keep")}} if quick else spec
         name = str(spec.get("name") or path.stem) + ("-quick" if quick else "")
         check_name("name", name)
         asks = spec.get("asks")
         if not isinstance(asks, str) or not asks.strip():
             raise UserError("asks: one sentence that says what the study asks is expected")
-        cells = make_cells(spec, check_options(_mapping(spec, "set"), "set"), last)
-        stated = {str(k): v for k, v in _mapping(spec, "stated").items()}
+        cells = make_cells(spec, check_options(mapping(spec, "set"), "set"), last)
+        stated = {str(k): v for k, v in mapping(spec, "stated").items()}
         _check_stated(stated, cells, quick)
         cells = _kept(cells, over.get("keep") if quick else None)
         check_needs({cell.name: cell.needs for cell in cells}, "`keep` of quick leaves it out")
@@ -87,9 +76,9 @@ class Study:
         metrics = spec.get("metrics", ["val_accuracy", "test_accuracy"] if test else ["val_accuracy"])
         if not isinstance(metrics, list) or not metrics or not all(isinstance(m, str) for m in metrics):
             raise UserError(f"metrics: a list of a row's figures is expected, got {metrics!r}")
-        budget = _mapping(spec, "budget")
-        _only(budget, ("parameters", "nonzero_parameters", "macs", "bytes"), "budget")
-        base = [_file(path, name) for name in _as_list(spec.get("base"))]
+        budget = mapping(spec, "budget")
+        only(budget, ("parameters", "nonzero_parameters", "macs", "bytes"), "budget")
+        base = [_file(path, name) for name in as_list(spec.get("base"))]
         for_each = [replace(c, options=_with_files(path, c.options)) for c in cells]
         return cls(
             path, name, " ".join(asks.split()), base, for_each, _seeds(spec.get("seeds", 1)), metrics, stated,
@@ -100,26 +89,6 @@ class Study:
         """All config files of all cells, each once."""
         files = [*self.base, *(Path(f) for cell in self.cells for f in cell.options.get("config", []))]
         return list(dict.fromkeys(files))
-
-
-def _only(spec: dict[str, Any], allowed: tuple[str, ...], what: str) -> None:
-    for key in spec:
-        if key not in allowed:
-            near = difflib.get_close_matches(str(key), allowed, n=1)
-            raise UserError(
-                f"{what} has no {key!r}; {f'nearest: {near[0]}' if near else 'allowed: ' + ', '.join(allowed)}"
-            )
-
-
-def _mapping(spec: dict[str, Any], key: str) -> dict[str, Any]:
-    value = spec.get(key)
-    if value is not None and not isinstance(value, dict):
-        raise UserError(f"{key}: a mapping is expected, got {value!r}")
-    return value or {}
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list) else [] if value is None else [value]
 
 
 def _file(study: Path, name: Any) -> Path:
@@ -149,9 +118,9 @@ def _kept(cells: list[Cell], keep: Any) -> list[Cell]:
         return cells
     if isinstance(keep, int) and not isinstance(keep, bool) and keep >= 1:
         return cells[:keep]
-    for name in _as_list(keep):
+    for name in as_list(keep):
         _known(name, cells, "quick: keep")
-    return [cell for cell in cells if cell.name in _as_list(keep)]
+    return [cell for cell in cells if cell.name in as_list(keep)]
 
 
 def _check_stated(stated: dict[str, Any], cells: list[Cell], quick: bool) -> None:
