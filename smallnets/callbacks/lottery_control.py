@@ -22,7 +22,7 @@ from smallnets.callbacks.rounds import (
     refuse_what_disturbs_rounds,
     start_round,
 )
-from smallnets.data.chunks import ChunkedLoader
+from smallnets.data.chunks import first_batches
 from smallnets.data.seeds import global_seed, mix
 from smallnets.errors import UserError
 from smallnets.pruning.controls import random_erk_masks, random_masks, shuffled_masks
@@ -267,15 +267,7 @@ class LotteryControl(Callback):
         return masks
 
     def _batches(self, trainer: Any) -> list[tuple[Tensor, Tensor]]:
-        """The first training batches of epoch 0, from a loader of their own: the fit's stays where it is."""
-        data = trainer.datamodule
-        loader = data.train_dataloader()
-        loader = loader.loader if isinstance(loader, ChunkedLoader) else loader
-        found = []
-        for _, batch in zip(range(self.criterion_batches), loader, strict=False):
-            batch = data.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
-            found.append(data.on_after_batch_transfer(batch, 0))
-        return found
+        return first_batches(trainer.datamodule, self.criterion_batches, trainer.strategy.root_device)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -4,12 +4,12 @@ import math
 from typing import Any, Literal, cast
 
 import lightning as L
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from smallnets.callbacks.checkpoint import forget_best
-from smallnets.data.chunks import ChunkedLoader
+from smallnets.callbacks.structure import require_whole_weights
+from smallnets.data.chunks import unchunked
 from smallnets.data.loader import BatchLoader
 from smallnets.data.seeds import global_seed, mix
 from smallnets.errors import RunError, UserError
@@ -116,9 +116,7 @@ class PruningSchedule(StepCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
-            name = type(trainer.strategy).__name__
-            raise UserError(f"PruningSchedule needs whole weights on every rank, {name} shards them: use ddp")
+        require_whole_weights(trainer, "PruningSchedule")
         if not hasattr(pl_module, "set_masks"):
             raise UserError(f"PruningSchedule sets the masks of a Classifier, not of a {type(pl_module).__name__}")
         if self._needs == "movement" and str(trainer.precision).startswith("16"):
@@ -281,8 +279,7 @@ def _image(data: Any, net: Any) -> dict[str, int]:
 
 
 def criterion_loader(trainer: Any) -> BatchLoader | None:
-    loader = trainer.train_dataloader
-    loader = loader.loader if isinstance(loader, ChunkedLoader) else loader
+    loader = unchunked(trainer.train_dataloader)
     known = hasattr(getattr(trainer, "datamodule", None), "on_after_batch_transfer")
     return loader if known and isinstance(loader, BatchLoader) else None
 

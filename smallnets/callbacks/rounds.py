@@ -6,11 +6,11 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from smallnets.callbacks.checkpoint import forget_best
 from smallnets.callbacks.ema import EMA
 from smallnets.callbacks.masks import PruningSchedule
+from smallnets.callbacks.structure import require_whole_weights
 from smallnets.errors import UserError
 from smallnets.pruning.lottery import Snapshot, restore_
 from smallnets.pruning.masks import Masks
@@ -26,9 +26,7 @@ def refuse_what_disturbs_rounds(trainer: Any, who: str) -> None:
     """UserError for what would end a fit within a round or set masks of its own, and for what cannot have masks."""
     if not hasattr(trainer.lightning_module, "set_masks"):
         raise UserError(f"{who} sets the masks of a Classifier, not of a {type(trainer.lightning_module).__name__}")
-    if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
-        name = type(trainer.strategy).__name__
-        raise UserError(f"{who} needs whole weights on every rank, {name} shards them: use ddp")
+    require_whole_weights(trainer, who)
     if sum(hasattr(type(each), "schedule_epochs") for each in trainer.callbacks) > 1:
         raise UserError("one lottery or control a fit: replace a config's LotteryTicket by --trainer.callbacks=...")
     if any(isinstance(each, PruningSchedule) for each in trainer.callbacks):

@@ -78,7 +78,7 @@ def normalise(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[floa
     scaled_mean, scaled_std = (
         (torch.as_tensor(v, dtype=torch.float32, device=images.device) * 255).view(-1, 1, 1) for v in (mean, std)
     )
-    # Bytes become floats first: torch's subtraction of a float from a byte takes five times as long on some CPUs.
+    # Bytes become floats first: subtracting a float from a byte is a slow loop of torch's on some CPUs.
     return images.to(torch.float32, copy=True).sub_(scaled_mean).div_(scaled_std)
 
 

@@ -5,9 +5,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from smallnets.data.loader import BatchLoader
 
-# Of Lightning's time a step, one part in fifty is left; longer chunks gain nothing more that can be measured.
+# Of what Lightning takes a step, one part in fifty is left.
 STEPS = 50
 
 
@@ -82,3 +85,19 @@ class ChunkedLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Makes the next iteration begin at a stored place."""
         self.loader.load_state_dict(state)
+
+
+def unchunked(loader: Any) -> Any:
+    """The loader of single batches behind a training loader."""
+    return loader.loader if isinstance(loader, ChunkedLoader) else loader
+
+
+def first_batches(data: Any, number: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """The first training batches of epoch 0 on `device`, as they come to the network, from a loader of their own.
+
+    Args:
+        data: a data module of smallnets; the place of a fit that it is in stays where it is.
+    """
+    loader = unchunked(data.train_dataloader())
+    found = [batch for _, batch in zip(range(number), loader, strict=False)]
+    return [data.on_after_batch_transfer(data.transfer_batch_to_device(batch, device, 0), 0) for batch in found]

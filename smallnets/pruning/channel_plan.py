@@ -29,7 +29,7 @@ from smallnets.pruning.criteria import Batches, Loss
 from smallnets.pruning.groups import Group
 from smallnets.pruning.narrow import fresh_like, narrow
 from smallnets.pruning.prunable import plain
-from smallnets.pruning.ranking import Scope, Step, check_options, ranking, removed_by
+from smallnets.pruning.ranking import Scope, Step, check_options, longest_within, ranking, removed_by
 from smallnets.pruning.structured import check_request, prune_layers
 from smallnets.pruning.to_budget import prune_to
 from smallnets.pruning.trial import NoEffectWarning, checked_removal
@@ -200,13 +200,7 @@ class ChannelPlan:
             raise UserError(
                 f"{wanted:,} of {sum(now.values()):,} channels are to go; the floor of {self.floor} lets {there:,} go"
             )
-        taken, removed = [], 0
-        for step in steps:
-            removed += len(step.units)
-            if removed > wanted:
-                break
-            taken.append(step)
-        return taken
+        return longest_within(steps, wanted)
 
     def check(self, net: nn.Module, image_size: int = 32, in_channels: int = 3, seed: int = 0) -> nn.Module:
         """A copy of `net` pruned to the end at once, by random scores where the criterion needs data.

@@ -1,5 +1,7 @@
 """The order in which channels of all groups go: one list of steps, of which every pruning removes a beginning."""
 
+import bisect
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,10 +94,10 @@ def steps_for_ratio(groups: Sequence[Group], steps: Sequence[Step], ratio: float
             f"ratio {ratio} is {wanted:,} of {sum(group.width for group in groups):,} channels; the floor lets"
             f" {there:,} go"
         )
-    gone, taken = 0, []
-    for step in steps:
-        gone += len(step.units)
-        if gone > wanted:
-            break
-        taken.append(step)
-    return taken
+    return longest_within(steps, wanted)
+
+
+def longest_within(steps: Sequence[Step], wanted: int) -> list[Step]:
+    """The longest beginning of `steps` that removes no more than `wanted` units."""
+    gone = itertools.accumulate(len(step.units) for step in steps)
+    return list(steps[: bisect.bisect_right(list(gone), wanted)])

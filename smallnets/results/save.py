@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from smallnets.models.spec import spec_of
 from smallnets.pruning.masks import Masks
 from smallnets.pruning.prunable import plain
+from smallnets.results.entry import entry
 from smallnets.results.load import CHECKPOINT_KEY, NET_PREFIX
-
-SCHEMA = 1
 
 
 def save(net: nn.Module, path: str | Path, *, masks: Masks | None = None, about: dict[str, Any] | None = None) -> Path:
@@ -35,17 +33,8 @@ def save(net: nn.Module, path: str | Path, *, masks: Masks | None = None, about:
     if masks is not None:
         masks.check(net)
     known = {name: getattr(net, name, None) for name in ("num_classes", "image_size", "in_channels")}
-    lists: dict[str, Any] = {"data": None, "split_seed": None, "mean": [], "std": [], "classes": []}
-    entry = {
-        **known,
-        **lists,
-        **(about or {}),
-        "schema": SCHEMA,
-        "net": spec_of(net),
-        "masks": None if masks is None else masks.state_dict(),
-    }
     state = {f"{NET_PREFIX}{name}": value.detach() for name, value in net.state_dict().items()}
-    write_checkpoint({"state_dict": state, CHECKPOINT_KEY: entry}, path)
+    write_checkpoint({"state_dict": state, CHECKPOINT_KEY: entry(net, masks, {**known, **(about or {})})}, path)
     return Path(path)
 
 

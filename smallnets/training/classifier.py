@@ -14,9 +14,9 @@ from torchmetrics import MetricCollection
 
 from smallnets.data.seeds import global_seed, mix
 from smallnets.errors import UserError
-from smallnets.models.spec import spec_of
 from smallnets.optim import param_groups, with_warmup
 from smallnets.pruning.masks import Masks
+from smallnets.results.entry import about_data, entry
 from smallnets.results.load import CHECKPOINT_KEY, load, load_masks
 from smallnets.surgery import fit_widths
 from smallnets.training.distill import distillation_loss
@@ -59,9 +59,9 @@ class Classifier(L.LightningModule):
         temperature: of the teacher's and the student's softened outputs.
         init_from: checkpoint whose network, with its widths, weights and masks, replaces `net` before training
             (fine-tuning).
-        channels_last: keep weights and images in channels-last memory format. Faster for convolutions on most CPUs
-            (`smallnets bench --only fit` shows it); off by default, because logits differ in their last bits and code
-            that takes `weight.view(-1)`, such as Lightning's ModelPruning, fails on it.
+        channels_last: keep weights and images in channels-last memory format, which convolutions may be faster in
+            (`smallnets bench --only fit` measures it); off by default, because logits differ in their last bits, and
+            code that takes `weight.view(-1)`, such as Lightning's ModelPruning, fails on it.
         compile: run the network through `torch.compile`.
         fast: many optimizer steps in one `training_step` (`FastSteps`): the same results in less time, a CUDA graph on
             a GPU; callbacks that act on single batches see one in fifty.
@@ -175,8 +175,7 @@ class Classifier(L.LightningModule):
 
     def on_fit_start(self) -> None:
         if self._masks is not None:
-            self._masks.weights(self.net)  # those of a checkpoint must be of this network
-            self._masks.apply_(self.net)
+            self._masks.apply_(self.net)  # raises if those of a checkpoint are not of this network
 
     def on_train_start(self) -> None:
         # Not at the epoch's start: that hook is not called for an epoch that is resumed in its middle.
@@ -353,18 +352,8 @@ class Classifier(L.LightningModule):
         """Adds what rebuilds the network from the file alone, and the sums of a half-finished epoch."""
         data = getattr(self._trainer, "datamodule", None) if self._trainer else None
         checkpoint[CHECKPOINT_KEY] = {
-            "schema": 1,
-            "net": spec_of(self.net),
-            "num_classes": self.num_classes,
-            "image_size": getattr(data, "image_size", None),
-            "in_channels": getattr(data, "in_channels", None),
-            "data": getattr(data, "name", None),
-            "split_seed": getattr(data, "split_seed", None),
-            "mean": [float(v) for v in getattr(data, "mean", None) or []],
-            "std": [float(v) for v in getattr(data, "std", None) or []],
-            "classes": [str(c) for c in getattr(data, "classes", None) or []],
+            **entry(self.net, self._masks, {**about_data(data), "num_classes": self.num_classes}),
             "train_sums": list(self.train_sums.reduced(self._sum_over_ranks)),
-            "masks": None if self._masks is None else self._masks.state_dict(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import torch
 
-from smallnets.data.chunks import ChunkedLoader
+from smallnets.data.chunks import ChunkedLoader, unchunked
 from smallnets.data.loader import BatchLoader
 from smallnets.errors import UserError
 
@@ -61,8 +61,7 @@ def shift_epochs(trainer: Any, module: Any, shift: int) -> None:
 
 def batch_loader(trainer: Any) -> BatchLoader:
     """The loader of single batches behind a fit's training data."""
-    loader = trainer.train_dataloader
-    loader = loader.loader if isinstance(loader, ChunkedLoader) else loader
+    loader = unchunked(trainer.train_dataloader)
     if not isinstance(loader, BatchLoader):
         raise UserError(f"seeing epochs again needs a data module of smallnets, got a {type(loader).__name__}")
     return loader

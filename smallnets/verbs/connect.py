@@ -5,10 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
-from smallnets.data import ImageData
-from smallnets.data.chunks import ChunkedLoader
+from smallnets.data.chunks import first_batches
 from smallnets.errors import UserError
 from smallnets.pruning.connectivity import error_barrier, overlap
 from smallnets.pruning.curves import accuracies
@@ -75,7 +72,7 @@ def _found(options: argparse.Namespace) -> dict[str, Any]:
     images = [(batch[0].to(device), batch[1].to(device)) for batch in validation_batches(data)]
     barrier = error_barrier(
         a, b, lambda net: 1 - accuracies([net], images)[0], options.points,
-        [batch.to(device) for batch in _training(data, options.recalibrate)] if options.recalibrate else None,
+        [batch for batch, _ in first_batches(data, options.recalibrate, device)] if options.recalibrate else None,
     )  # fmt: skip
     masks = [each[CHECKPOINT_KEY].get("masks") for each in stored]
     return {
@@ -97,13 +94,6 @@ def _overlap(a: Masks, b: Masks) -> dict[str, Any]:
         "jaccard": round(found.jaccard, 6), "chance": round(found.chance, 6), "kept": [a.kept, b.kept],
         "total": a.total,
     }  # fmt: skip
-
-
-def _training(data: ImageData, batches: int) -> list[Tensor]:
-    """Images of the first training batches of epoch 0, augmented as in training."""
-    loader = data.train_dataloader()
-    loader = loader.loader if isinstance(loader, ChunkedLoader) else loader
-    return [data.on_after_batch_transfer(batch, 0)[0] for _, batch in zip(range(batches), loader, strict=False)]
 
 
 def _lines(found: dict[str, Any]) -> list[str]:

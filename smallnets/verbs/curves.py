@@ -16,6 +16,7 @@ from smallnets.errors import RunError, UserError
 from smallnets.measure import count
 from smallnets.pruning.curves import METHODS, accuracies, pruned_copy
 from smallnets.pruning.masks import Masks
+from smallnets.results.entry import ABOUT
 from smallnets.results.load import CHECKPOINT_KEY, network_of, read_checkpoint
 from smallnets.results.row import read_row, write_text
 from smallnets.results.run import RunFolder
@@ -24,9 +25,6 @@ from smallnets.results.test_ledger import file_digest
 from smallnets.verbs import trainer
 from smallnets.verbs.arguments import Parser, add_device, chosen_device
 from smallnets.verbs.run_data import data_of, owner_of, require_same_split, validation_batches
-
-# What a checkpoint knows of its data.
-_ABOUT = ("num_classes", "image_size", "in_channels", "data", "split_seed", "mean", "std", "classes")
 
 FRACTIONS = tuple(round(n / 20, 2) for n in range(21))
 SIZES = ("parameters", "nonzero_parameters", "macs", "bytes")
@@ -127,7 +125,7 @@ class FineTuning:
         row = read_row(folder.path)
         if row is None or row["status"] not in ("finished", "failed"):
             pruned = folder.path.parent / f"{name}.ckpt"
-            save(net, pruned, masks=masks, about={k: self.checkpoint[CHECKPOINT_KEY][k] for k in _ABOUT})
+            save(net, pruned, masks=masks, about={k: self.checkpoint[CHECKPOINT_KEY][k] for k in ABOUT})
             given = [f"--model.init_from={pruned}", f"--trainer.max_epochs={self.epochs}"]
             # One process's: Lightning would start this very command again for a second device.
             given += [f"--name={group}", f"--run={name}", "--trainer.devices=1", "--trainer.strategy=auto"]
