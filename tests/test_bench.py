@@ -66,6 +66,7 @@ BARS = {
         "inference": None,
         "inference, folded": ("<=", 1.02),
     },
+    "lottery": {"lenet_300_100": ("<=", 1.03)},
     "startup": {"--help": ("<=", 1.5), "first step": None},
 }
 

@@ -11,5 +11,6 @@ PARTS = {
     "adabound": "an AdaBound step, against its package and torch's Adam",
     "quaternion": "a quaternion convolution and a folded quaternion network, against the real ones",
     "masks": "an optimizer's step with masks applied after it, against the step alone and torch.nn.utils.prune",
+    "lottery": "rounds of a lottery inside one fit, against a plain fit of the same epochs",
     "startup": "--help, and the time to the first training step",
 }
