@@ -8,9 +8,11 @@ import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 
 from smallnets import __version__
-from smallnets.errors import UserError
+from smallnets.errors import RunError, UserError
+from smallnets.requirements import require_packages
 
 # verb -> (module with `run(verb, argv)` or `run(argv)`, what it does)
 TRAINER_VERBS = {
@@ -48,6 +50,8 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["help"] and len(arguments) > 1:
+        arguments = [arguments[1], "--help"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -57,17 +61,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, rest = arguments[0], arguments[1:]
     try:
         if verb in TRAINER_VERBS:
-            return int(import_module("smallnets.verbs.trainer").run(verb, rest))
+            return int(_module("trainer", verb).run(verb, rest))
         if verb in VERBS:
-            return int(import_module(f"smallnets.verbs.{verb}").run(rest))
+            return int(_module(verb, verb).run(rest))
         raise UserError(f"no verb {verb!r}; {_nearest(verb)}")
     except UserError as error:
         print(f"smallnets: error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("smallnets: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         # The reader went away (`smallnets models | head`): nothing is wrong.
         sys.stderr.close()
         return 0
+
+
+def _module(name: str, verb: str) -> ModuleType:
+    """A verb's module; what keeps it from being imported, on this system or with these packages, in a line."""
+    require_packages()
+    try:
+        return import_module(f"smallnets.verbs.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "fcntl":
+            raise
+        raise UserError(f"{verb} locks files by fcntl, which Linux and macOS have: use WSL on Windows") from error
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        raise RunError(
+            "torch and torchvision do not fit together: install both from one index, pip install --force-reinstall"
+            " torch torchvision --index-url https://download.pytorch.org/whl/cpu"
+        ) from error
 
 
 def _nearest(verb: str) -> str:

@@ -146,7 +146,7 @@ def read_config(path: str) -> dict[str, Any]:
         UserError: no such file, not YAML, or not a mapping.
     """
     try:
-        text = Path(path).read_text()
+        text = Path(path).expanduser().read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UserError(f"--config {path}: {reason}") from error

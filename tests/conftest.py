@@ -109,11 +109,20 @@ TINY = (
 )  # fmt: skip
 
 
+# The quaternion form of the user's own network, on images of three channels.
+QUATERNION = (
+    "--data.in_channels=3", "--model.net=smallnets.surgery.Quaternion", '--model.net.of={"class_path": "own_nets.Net"}',
+)  # fmt: skip
+
+
 @pytest.fixture
 def tiny() -> Callable[..., list[str]]:
-    """`tiny("fit", "--more=options")`: a command line that trains LeNet-12 on 200 digits for two epochs of 5 steps."""
+    """`tiny("fit", "--more=options")`: a command line that trains LeNet-12 on 200 digits for two epochs of 5 steps.
+
+    With `net="quaternion"` it is the quaternion form of `own_nets.Net`.
+    """
 
     def command(verb: str, *more: str, net: str = "lenet_12") -> list[str]:
-        return [verb, *TINY, f"--model.net={net}", *more]
+        return [verb, *TINY, *(QUATERNION if net == "quaternion" else [f"--model.net={net}"]), *more]
 
     return command

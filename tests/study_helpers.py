@@ -82,7 +82,7 @@ if verb == "fit":
         if lr == 66:
             os.kill(os.getpid(), 9)
         time.sleep(pause)
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while step == 2 and (notes / "hold").exists() and time.monotonic() < until:
             time.sleep(0.02)
         step += 1
@@ -160,10 +160,10 @@ class Bench:
     def environment(self, pause: float) -> dict[str, str]:
         return {"NOTES": str(self.notes), "PAUSE": str(pause), "OMP_NUM_THREADS": "1"}
 
-    def start(self, pause: float = 0.02, **more: Any) -> "subprocess.Popen[str]":
+    def start(self, pause: float = 0.02, program: str = "runner.py", **more: Any) -> "subprocess.Popen[str]":
         """A runner of its own, to be killed."""
         return subprocess.Popen(
-            [sys.executable, "-u", str(self.folder / "runner.py"), str(self.file), repr(more)], cwd=self.folder,
+            [sys.executable, "-u", str(self.folder / program), str(self.file), repr(more)], cwd=self.folder,
             env={**os.environ, **self.environment(pause)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 

@@ -266,6 +266,7 @@ SHORTER = {
     "configs/callbacks/prune_channels.yaml": [
         f"--trainer.callbacks.{option}={value}" for option, value in (("rounds", 1), ("every", "null"), ("at", "1ep"))
     ],
+    "configs/callbacks/qat.yaml": ["--trainer.callbacks.start=0it"],
     "configs/callbacks/prune_channels_budget.yaml": ["--trainer.callbacks.at=1ep"],
 }
 # Of the callback of a lottery, which is the last of its config: round 1 is rewound to step 1 of an epoch of two.

@@ -106,6 +106,27 @@ def test_an_entry_of_ones_own_is_taken_by_its_name(monkeypatch):
         assert mask.flatten()[:kept].all() and not mask.flatten()[kept:].any(), name
 
 
+def test_a_criterion_of_ones_own_is_taken_by_its_dotted_path(tmp_path, monkeypatch):
+    (tmp_path / "own_criteria.py").write_text(
+        "from smallnets.pruning.named import CRITERIA\n"
+        "def small(net, masks, given):\n"
+        "    return {name: -weight.abs() for name, weight in masks.weights(net).items()}\n"
+        "entry, number = CRITERIA['taylor'], 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    net = network("LeNet")
+    small, large = (next_masks(net, None, name, 0.5) for name in ("own_criteria.small", "magnitude"))
+    kept = [
+        torch.cat([w.abs()[masks[name].bool()] for name, w in masks.weights(net).items()]) for masks in (small, large)
+    ]
+    assert small.kept == large.kept == len(kept[0]) and kept[0].max() <= kept[1].min()
+    assert criterion_named("own_criteria.entry") is CRITERIA["taylor"]
+    with pytest.raises(UserError, match=r"criterion own_criteria\.none cannot be imported from here"):
+        criterion_named("own_criteria.none")
+    with pytest.raises(UserError, match=r"own_criteria\.number must be a Criterion or a function"):
+        criterion_named("own_criteria.number")
+
+
 def test_mistakes_are_told():
     net = network("LeNet")
     with pytest.raises(UserError, match=r"no criterion is called 'taylr'; nearest: taylor"):

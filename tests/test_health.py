@@ -335,6 +335,21 @@ def test_a_network_at_chance(tmp_path):
     assert "stopped, as Health on_chance=stop asks: epoch 1" in str(error) and trainer.current_epoch == 1
 
 
+def test_the_grace_begins_again_with_a_round(tmp_path):
+    watch = Health()
+
+    class Round(L.pytorch.callbacks.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                watch.begin_again(1)
+
+    run(tmp_path, Module(net=Frozen(), lr=0.02), watch, Round(), max_epochs=4)
+    assert [f["epoch"] for f in watch.findings] == [0, 2, 2, 2]  # a layer of zeros is told at once
+    again = Health()
+    again.load_state_dict(watch.state_dict())
+    assert again.state_dict() == watch.state_dict() and watch.state_dict()["since"] == 1
+
+
 def test_accuracy_is_judged_only_where_a_validation_was(tmp_path):
     watch = Health(grace_epochs=1)
     run(tmp_path, Module(net=Frozen(), lr=0.02), watch, max_epochs=4, check_val_every_n_epoch=3)

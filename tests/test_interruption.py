@@ -45,12 +45,16 @@ def equal(a, b) -> bool:
     return a == b
 
 
+SGD = ("--model.optimizer=SGD", "--model.optimizer.lr=0.02")
+
+
 @pytest.mark.parametrize(
-    "optimizer", [["--model.optimizer=SGD", "--model.optimizer.lr=0.02"], ["--model.optimizer=AdaBound"]]
+    ("net", "optimizer"),
+    [("own_nets.Net", SGD), ("own_nets.Net", ["--model.optimizer=AdaBound"]), ("quaternion", SGD)],
 )
-def test_killed_at_a_random_step_and_resumed_it_ends_where_the_uninterrupted_run_ends(here, tiny, own, optimizer):
+def test_killed_at_a_random_step_and_resumed_it_ends_where_the_uninterrupted_run_ends(here, tiny, own, net, optimizer):
     """SIGKILL anywhere in 15 steps, last.ckpt every 2 and every epoch; all that a checkpoint holds is compared."""
-    run = tiny("fit", *HARD, "--checkpoint_every=2", *optimizer, net="own_nets.Net")
+    run = tiny("fit", *HARD, "--checkpoint_every=2", *optimizer, net=net)
     assert main([*run, "--name=whole"]) == 0
 
     # Not before the first checkpoint, which is written after step 2, behind the callback that kills.

@@ -56,7 +56,37 @@ def test_bench_of_a_checkpoint_and_its_exported_file(here: Path, tiny, capsys: p
         (["--ckpt=a.pt2", "--only=fit"], "exclude each other"),
         (["--ckpt=c.pt2"], "no exported file at c.pt2"),
         (["--ckpt=c.ckpt"], "no checkpoint at c.ckpt"),
+        ([f"--ckpt={best}", "--save"], "--save goes with --ckpt and without --quick"),
     ):
         assert main(["bench", "--quick", "--device=cpu", *wrong]) == 2
         error = capsys.readouterr().err.splitlines()
         assert message in error[-1] and len(error) == 1
+
+
+def test_bench_keeps_a_latency_beside_the_row(here: Path, tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    from smallnets.bench.machine import describe_machine
+    from smallnets.cli import main
+    from smallnets.results import rows
+
+    for width in (12, 14):
+        assert main(tiny("fit", "--trainer.max_epochs=1", f"--model.net.hidden_widths=[{width}]", "--name=l")) == 0
+    best = [str(here / f"lightning_logs/l/run-{n}/checkpoints/best.ckpt") for n in (1, 2)]
+    assert all("latency_ms" not in row for row in rows(here / "lightning_logs/l"))
+    command = ["bench", "--device=cpu", "--repeats=3", "--json", "--save"]
+    assert main([*command, *(f"--ckpt={path}" for path in best)]) == 0
+    shown = capsys.readouterr().out
+    first = next(row for row in json.loads(shown[shown.index("{") :])["rows"] if row["name"] == "batch 1")
+    found = rows(here / "lightning_logs/l")
+    cpu = describe_machine(torch.device("cpu"))["cpu"]
+    assert [row["latency_machine"] for row in found] == [f"{cpu}, 1 thread"] * 2
+    seconds = [first["median_a_seconds"], first["median_b_seconds"]]
+    assert [row["latency_ms"] for row in found] == [1e3 * each for each in seconds]
+    kept = json.loads((here / "lightning_logs/l/run-1/latency.json").read_text())
+    assert kept["checkpoint"] == "best.ckpt" and kept["rounds"] == 3 and kept["measured_on"]["cpu"] == cpu
+
+    assert main([*command, "--ckpt=a.pt2"]) == 2
+    assert "a.pt2 is no checkpoint in a run's folder" in capsys.readouterr().err
+    (here / "lightning_logs/l/run-1/latency.json").write_text("{")
+    told: list[str] = []
+    found = rows(here / "lightning_logs/l", on_problem=told.append)
+    assert ["latency_ms" in row for row in found] == [False, True] and "latency.json is damaged" in told[0]

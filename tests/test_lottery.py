@@ -137,6 +137,8 @@ def test_a_plan_survives_as_plain_data():
         ({"head_rate_half": True}, "scope layer"),
         ({"criterion": "l1"}, "magnitude, random"),
         ({"rewind": "all"}, "weights, rate, none"),
+        ({"unit": "norm"}, "weight, component, quaternion"),
+        ({"floor": -1}, "floor must be a whole number of weights, 0 or more, got -1"),
         ({"rewind_to": "500"}, "500it or 2ep"),
     ],
 )
@@ -153,8 +155,30 @@ def test_a_rewind_point_after_the_dense_training_is_refused(to):
 
 def test_a_layer_that_would_be_emptied_is_named_before_training():
     masks = Masks.dense(Toy())
-    LotteryPlan(3, 1, fraction=0.3, scope="layer", head_rate_half=True).check(masks)
+    LotteryPlan(3, 1, fraction=0.3, scope="layer", head_rate_half=True).check(Toy(), masks)
     with pytest.raises(UserError, match=r"round 3 would remove all 4 weights of head\.weight"):
-        LotteryPlan(3, 1, fraction=0.5, scope="layer").check(masks)
+        LotteryPlan(3, 1, fraction=0.5, scope="layer").check(Toy(), masks)
     with pytest.raises(UserError, match="round 3 would keep 1 weights of 2 layers"):
-        LotteryPlan(3, 1, fraction=0.5).check(masks)
+        LotteryPlan(3, 1, fraction=0.5).check(Toy(), masks)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_floor_is_kept_in_every_layer(scope):
+    net, plan = Toy(), LotteryPlan(3, 1, fraction=0.5, scope=scope, floor=2)
+    if scope == "global":
+        with pytest.raises(
+            UserError, match="round 2 would keep 3 weights of 2 layers, and some layer none: at least 2"
+        ):
+            plan.check(net, Masks.dense(net))
+        # 14 - 7 = 7, of which the four of the head are the largest.
+        assert [layer.kept for layer in plan.prune(net, Masks.dense(net), 1).layers] == [3, 4]
+        with torch.no_grad():
+            net.head.weight.zero_()
+        assert [layer.kept for layer in plan.prune(net, Masks.dense(net), 1).layers] == [5, 2]
+        return
+    plan.check(net, Masks.dense(net))
+    masks, kept = Masks.dense(net), []
+    for number in (1, 2, 3):
+        masks = plan.prune(net, masks, number)
+        kept.append([layer.kept for layer in masks.layers])
+    assert kept == [[5, 2], [2, 2], [2, 2]]  # 5 - ceil(2.5) = 2; 2 - 1 = 1 is below the floor

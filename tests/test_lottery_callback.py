@@ -18,6 +18,7 @@ from smallnets.cli import main
 from smallnets.data import Digits, chunks
 from smallnets.pruning import Masks
 from smallnets.results import read_row
+from smallnets.surgery import to_quaternion
 from smallnets.training.classifier import Classifier
 from smallnets.training.seeding import seed_step
 
@@ -28,11 +29,10 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 EPOCHS, ROUNDS, STEPS = 3, 2, 5  # 200 digits in batches of 40
-NAMES = ("body.0.weight", "body.6.weight")
 
 
-def digits():
-    return Digits(image_size=8, in_channels=1, train_size=200, batch_size=40, augment=["crop"])
+def digits(channels=1):
+    return Digits(image_size=8, in_channels=channels, train_size=200, batch_size=40, augment=["crop"])
 
 
 def optimizer(parameters):
@@ -45,8 +45,9 @@ def schedule(by):
 
 def plain_tickets(net, k, rounds=ROUNDS, fraction=0.3):
     """The lottery by hand: the reference. Gives (masks, weights and buffers at the end) of every round."""
-    data = digits()
+    data = digits(net.in_channels)
     data.setup("fit")
+    names = list(Masks.dense(net))
     loader = data.train_dataloader()
 
     def train(net, masks, first):
@@ -74,17 +75,17 @@ def plain_tickets(net, k, rounds=ROUNDS, fraction=0.3):
                 rate.step()
         return taken
 
-    masks = {name: torch.ones_like(net.get_parameter(name)) for name in NAMES}
+    masks = {name: torch.ones_like(net.get_parameter(name)) for name in names}
     rewound = train(net, masks, 0)
     tickets = [(masks, copy.deepcopy(net.state_dict()))]
     for _ in range(rounds):
-        flat = torch.cat([(net.get_parameter(n).detach().abs() - 1 + masks[n]).flatten() for n in NAMES])
+        flat = torch.cat([(net.get_parameter(n).detach().abs() - 1 + masks[n]).flatten() for n in names])
         kept = int(sum(int(m.sum()) for m in masks.values()))
         kept -= -int(-fraction * kept // 1)
         keep = torch.zeros_like(flat)
         keep[flat.argsort(descending=True, stable=True)[:kept]] = 1
-        parts = keep.split([masks[n].numel() for n in NAMES])
-        masks = {n: part.view_as(masks[n]) for n, part in zip(NAMES, parts, strict=True)}
+        parts = keep.split([masks[n].numel() for n in names])
+        masks = {n: part.view_as(masks[n]) for n, part in zip(names, parts, strict=True)}
         net.load_state_dict(rewound)
         with torch.no_grad():
             for name, mask in masks.items():
@@ -105,17 +106,17 @@ def fitted(net, callback, folder, *more, epochs=EPOCHS * (ROUNDS + 1), fast=Fals
         max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0, use_distributed_sampler=False, callbacks=[callback, *more, best],
     )  # fmt: skip
-    trainer.fit(module, digits())
+    trainer.fit(module, digits(net.in_channels))
     return module, trainer
 
 
-@pytest.fixture
-def net(own, monkeypatch):
+@pytest.fixture(params=["own"])
+def net(own, monkeypatch, request):
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     import own_nets
 
     torch.manual_seed(3)
-    return own_nets.Net(10)
+    return own_nets.Net(10) if request.param == "own" else to_quaternion(own_nets.Net(10, in_channels=3))
 
 
 def assert_tickets(folder, tickets):
@@ -130,7 +131,11 @@ def assert_tickets(folder, tickets):
 
 
 @pytest.mark.parametrize("fast", [False, True])
-@pytest.mark.parametrize(("k", "rewind_to"), [(0, "0it"), (5, "1ep"), (7, "7it")])
+@pytest.mark.parametrize(
+    ("net", "k", "rewind_to"),
+    [("own", 0, "0it"), ("own", 5, "1ep"), ("own", 7, "7it"), ("quaternion", 7, "7it")],
+    indirect=["net"],
+)
 def test_the_tickets_are_those_of_a_plain_loop(net, tmp_path, monkeypatch, k, rewind_to, fast):
     """BatchNorm, dropout, augmentation, momentum, weight decay, a schedule by the step; bit for bit."""
     monkeypatch.setattr(chunks, "STEPS", 2)
@@ -205,6 +210,20 @@ def test_counts_follow_the_recursion_and_the_record_tells_every_round(net, tmp_p
         assert each["checkpoint"] == f"rounds/round-{each['round']}.ckpt"
 
 
+@pytest.mark.parametrize("net", ["quaternion"], indirect=True)
+@pytest.mark.parametrize(("unit", "scope"), [("component", "layer"), ("quaternion", "layer"), ("quaternion", "global")])
+def test_a_lottery_of_components_and_of_whole_quaternions(net, tmp_path, unit, scope):
+    lottery = LotteryTicket(ROUNDS, EPOCHS, fraction=0.3, scope=scope, unit=unit)
+    module, _ = fitted(net, lottery, tmp_path)
+    # The convolution has 72 weights, 18 quaternions: 18 - 6 - 4 = 8; the real head 320 - 96 - 68 = 156.
+    quaternion, *_ = (module.masks[name] for name in module.masks)
+    assert [each["kept"] for each in lottery.record["rounds"]] == [392, 4 * 12 + 224, 4 * 8 + 156]
+    assert [int(part.sum()) for part in quaternion.chunk(4)] == [8] * 4
+    same = all(torch.equal(part, quaternion.chunk(4)[0]) for part in quaternion.chunk(4))
+    assert same == (unit == "quaternion")
+    assert lottery.record["plan"]["unit"] == unit
+
+
 def test_the_best_checkpoint_is_that_of_the_last_round(net, tmp_path):
     fitted(net, LotteryTicket(ROUNDS, EPOCHS), tmp_path)
     best = checkpoint(tmp_path / "rounds/best.ckpt")
@@ -251,10 +270,16 @@ def assert_same_runs(here, a, b):
     assert len({(folder / "metrics.csv").read_text() for folder in folders}) == 1
 
 
+UNIT = "--trainer.callbacks.unit=quaternion"
+
+
 # In the middle of a later epoch; within the part of an epoch that a round begins with; at the end of a round.
-@pytest.mark.parametrize("step", [29, 26, 24])
-def test_killed_in_round_2_and_resumed_it_ends_where_the_uninterrupted_run_ends(here, tiny, own, step):
-    run = tiny("fit", *LATE, "--checkpoint_every=1", net="own_nets.Net")
+@pytest.mark.parametrize(
+    ("net", "step", "more"),
+    [("own_nets.Net", 29, []), ("own_nets.Net", 26, []), ("own_nets.Net", 24, []), ("quaternion", 26, [UNIT])],
+)
+def test_killed_in_round_2_and_resumed_it_ends_where_the_uninterrupted_run_ends(here, tiny, own, net, step, more):
+    run = tiny("fit", *LATE, *more, "--checkpoint_every=1", net=net)
     assert main([*run, "--name=whole"]) == 0
     kill = ["--trainer.callbacks+=own_nets.KillAt", f"--trainer.callbacks.step={step}"]
     died = process([*run, "--name=cut", *kill])
@@ -290,14 +315,14 @@ def test_the_fast_mode_ends_as_the_default_mode_also_when_it_was_killed(here, ti
     assert_same_runs(here, "plain", "cut")
 
 
-def test_two_processes_hold_the_same_masks_and_weights(here, tiny, own, tmp_path):
+@pytest.mark.parametrize(("net", "more", "kept"), [("own_nets.Net", [], 250), ("quaternion", [UNIT], 4 * 11 + 204)])
+def test_two_processes_hold_the_same_masks_and_weights(here, tiny, own, tmp_path, net, more, kept):
     out = tmp_path / "ranks"
     out.mkdir()
     two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=20")
     hashes = ("--trainer.callbacks+=own_nets.RankHashes", f"--trainer.callbacks.folder={out}")
-    run = tiny(
-        "fit", *two, *hashes, *TICKET, "--trainer.callbacks.rewind_to=7it", "--trainer.max_epochs=7", net="own_nets.Net"
-    )
+    late = (*TICKET, *more, "--trainer.callbacks.rewind_to=7it", "--trainer.max_epochs=7")
+    run = tiny("fit", *two, *hashes, *late, net=net)
     done = process([*run, "--name=two"])
     assert done.returncode == 0, done.stderr
     a, b = (torch.load(out / f"rank{r}.pt")["state"] for r in (0, 1))
@@ -305,7 +330,7 @@ def test_two_processes_hold_the_same_masks_and_weights(here, tiny, own, tmp_path
     masks = Masks.from_state_dict(
         checkpoint(here / "lightning_logs/two/run-1/checkpoints/last.ckpt")["smallnets"]["masks"]
     )
-    assert masks.kept == 250
+    assert masks.kept == kept
     for name, mask in masks.items():
         assert (a[name][~mask] == 0).all() and (b[name][~mask] == 0).all()
 

@@ -155,6 +155,27 @@ def test_each_control_trains_as_many_weights_from_its_start(here, lottery, capsy
     assert not torch.equal(starts["random_reinit"][0]["body.6.weight"], reinit)
 
 
+def test_controls_choose_whole_quaternions_where_their_lottery_did(here, tiny, own, capsys):
+    unit = "--trainer.callbacks.unit=quaternion"
+    assert main(tiny("fit", *RUN, *TICKET, unit, net="quaternion")) == 0
+    mine = masks_of(here / ROUND)
+    # 72 weights are 18 quaternions: 18 - 6 - 4 = 8; the real head 320 - 96 - 68 = 156.
+    assert [layer.kept for layer in mine.layers] == [4 * 8, 156]
+    options = ("--trainer.callbacks+=LotteryControl", f"--trainer.callbacks.from_round={ROUND}")
+    for name in ("ticket", "random_mask", "shuffled_mask", "random_erk", "one_shot", "snip", "random_reinit"):
+        epochs = 2 if name in ("ticket", "random_mask", "shuffled_mask", "one_shot") else 3
+        last = (f"--trainer.callbacks.control={name}", f"--trainer.max_epochs={epochs}", f"--name={name}")
+        assert main(tiny("fit", *RUN, *options, *last, net="quaternion")) == 0
+        masks = masks_of(folder(here, name) / "checkpoints/last.ckpt")
+        assert [layer.kept for layer in masks.layers] == [4 * 8, 156], name
+        assert (masks == mine) == (name in ("ticket", "random_reinit")), name
+        parts = masks["net.body.0.weight"].chunk(4)
+        assert all(torch.equal(part, parts[0]) for part in parts), name
+    last = ("--trainer.callbacks.control=synflow", "--trainer.max_epochs=3")
+    assert main(tiny("fit", *RUN, *options, *last, net="quaternion")) == 2
+    assert "synflow scores single weights, anew in rounds: it has no unit quaternion" in capsys.readouterr().err
+
+
 def rounds(*numbers):
     return "[" + ", ".join(f'"{ROUND.replace("round-2", f"round-{n}")}"' for n in numbers) + "]"
 

@@ -23,6 +23,7 @@ from smallnets.optim import AdaBound
 from smallnets.pruning import Masks, next_masks
 from smallnets.results import read_row
 from smallnets.results.load import load_masks
+from smallnets.surgery import to_quaternion
 from smallnets.training.classifier import Classifier
 from smallnets.training.steps import StepCallback
 
@@ -92,6 +93,20 @@ def test_a_masked_weight_that_moved_breaks_the_run(here):
 
     with pytest.raises(RunError, match=r"conv1.weight: \d+ of \d+ masked weights are not 0.0"):
         fit(classifier(), PruningSchedule(density=0.25, at="2it"), Meddles())
+
+
+@pytest.mark.parametrize("unit", ["component", "quaternion"])
+def test_the_count_of_zeros_in_quaternion_layers_is_exact_after_every_optimizer_step(here, unit):
+    torch.manual_seed(0)
+    net = to_quaternion(ResNet(num_classes=10, blocks=[1], channels=[8]))
+    seen, module = Zeros(), classifier(net, check_masks="step")
+    fit(module, PruningSchedule(density=0.5, at="2it", scope="layer", unit=unit), seen)
+    # The stem has 4 x 8 x 9 / 4 weights, each convolution 8 x 8 x 9 / 4, the real head 80; half of each is kept.
+    assert seen.seen == [(step, 36 + 2 * 72 + 40) for step in range(2, 11)]
+    for mask in list(module.masks.values())[:3]:
+        assert [int(part.sum()) for part in mask.chunk(4)] == [mask.numel() // 8] * 4
+        parts = mask.chunk(4)
+        assert all(torch.equal(part, parts[0]) for part in parts) == (unit == "quaternion")
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())

@@ -1,26 +1,36 @@
 """The documents' tables as studies: each row is there, with its network's exact count and the figure that is stated."""
 
+import json
+import math
 import re
+from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from test_configs import Noise
 
-from smallnets import models
+from smallnets import data, models
+from smallnets.cli import main
 from smallnets.data import MODULES
 from smallnets.measure import count
 from smallnets.models.spec import build
+from smallnets.optim.schedules import with_warmup
 from smallnets.pruning import prune_channels
 from smallnets.pruning.criteria import magnitude
 from smallnets.pruning.select import select
-from smallnets.studies.plan import make_plan
+from smallnets.studies.plan import arguments, make_plan
 from smallnets.studies.study import Study
 from smallnets.verbs.resolve import FitResolver
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "configs/studies"
-FILES = sorted(p for document in ("000", "001", "002", "004") for p in (FOLDER / document).glob("*.yaml"))
-CLASSES = {"CIFAR10": 10, "CIFAR100": 100, "Digits": 10}
+FILES = sorted(p for document in ("000", "001", "002", "003", "004") for p in (FOLDER / document).glob("*.yaml"))
+CLASSES = {"CIFAR10": 10, "CIFAR100": 100, "Digits": 10, "MNIST": 10, "ImageNet64": 1000}
+# Images that are not those for which networks are built by default.
+IMAGES = {"MNIST": {"in_channels": 1, "image_size": 28}, "Digits": {"in_channels": 1, "image_size": 8}}
 
 # Cell -> parameters before any pruning, and the stated figure (the first of the study's metrics that has one) in %.
 Row = tuple[int, float | None]
@@ -39,7 +49,75 @@ VGGS = {
     "vgg16,CIFAR10": 15_245_130, "vgg16,CIFAR100": 15_291_300, "vgg16_s,CIFAR10": 955_098, "vgg16_s,CIFAR100": 966_708,
 }  # fmt: skip
 R34 = 21_289_802
+
+
+def beside(sizes: dict[str, tuple[int, int, int]], figures: dict[str, tuple[float, float]]) -> dict[str, Row]:
+    """The rows of document 003: of each network the real one, its quaternion form and a real one of that size."""
+    rows: dict[str, Row] = {}
+    for net, counts in sizes.items():
+        stated = (*figures.get(net, (None, None)), None)
+        forms = zip(("real", "quaternion", "narrow"), counts, stated, strict=True)
+        rows |= {f"{net}-{form}": (parameters, figure) for form, parameters, figure in forms}
+    return rows
+
+
+# Real, quaternion, narrow; the last points of the real and the quaternion curve.
+CIFAR100_003 = beside(
+    {
+        "resnet18": (11_220_708, 2_812_452, 2_787_783),
+        "resnet34": (21_328_868, 5_345_060, 5_283_383),
+        "resnet50": (23_705_828, 5_966_372, 5_917_135),
+        "resnet101": (42_697_956, 10_753_572, 10_752_676),
+        "resnet152": (58_341_604, 14_699_044, 14_675_108),
+    },
+    {"resnet18": (13.58, 10.85), "resnet34": (15.54, 11.54), "resnet50": (1, 1), "resnet101": (1, 1),
+     "resnet152": (1, 1)},
+)  # fmt: skip
+IMAGENET64_003 = beside(
+    {
+        "resnet18": (11_682_408, 2_928_552, 2_913_775),
+        "resnet34": (21_790_568, 5_461_160, 5_435_262),
+        "resnet50": (25_549_928, 6_428_072, 6_415_198),
+        "resnet101": (44_542_056, 11_215_272, 11_182_408),
+        "resnet152": (60_185_704, 15_160_744, 15_158_957),
+    },
+    {"resnet18": (3.79, 1.82), "resnet34": (0.1, 2.96), "resnet50": (0.1, 0.21), "resnet152": (0.1, 0.1)},
+)  # fmt: skip
 EXPECTED: dict[str, dict[str, Row]] = {
+    "003/cifar100_stated": CIFAR100_003,
+    "003/cifar100_read": CIFAR100_003,
+    "003/imagenet64_stated": IMAGENET64_003,
+    "003/imagenet64_read": IMAGENET64_003,
+    "003/earlier_cifar10": {
+        "conv2-real": (4_301_642, None),
+        "conv2-gray": (4_302_218, None),
+        "conv2-quaternion": (1_077_962, None),
+        "conv2-narrow": (1_076_938, None),
+        "conv4-real": (2_425_930, None),
+        "conv4-gray": (2_426_506, None),
+        "conv4-quaternion": (609_226, None),
+        "conv4-narrow": (608_074, None),
+        "conv6-real": (2_262_602, None),
+        "conv6-gray": (2_263_178, None),
+        "conv6-quaternion": (568_778, None),
+        "conv6-narrow": (567_370, None),
+    },
+    "003/earlier_cifar100": {
+        "conv2-real": (4_324_772, None),
+        "conv2-gray": (4_325_348, None),
+        "conv2-quaternion": (1_101_092, None),
+        "conv2-narrow": (1_097_099, None),
+        "conv4-real": (2_449_060, None),
+        "conv4-gray": (2_449_636, None),
+        "conv4-quaternion": (632_356, None),
+        "conv4-narrow": (624_139, None),
+        "conv6-real": (2_285_732, None),
+        "conv6-gray": (2_286_308, None),
+        "conv6-quaternion": (591_908, None),
+        "conv6-narrow": (586_342, None),
+    },
+    "003/earlier_lenet": beside({"lenet_300_100": (266_610, 67_710, 67_703), "lenet_12": (9_550, 2_494, 2_395)}, {}),
+    "003/digits": {"real": (50_610, None), "quaternion": (13_710, None), "narrow": (13_605, None)},
     "000/cifar10_resnet": crossed(RESNETS, 89.4, 86.85, 89.97, 89.27, 94.13, 91.72),
     "000/cifar100_resnet": crossed(RESNETS_100, 1, 1, 39.04, 43.31, 58, 54.05),
     "000/cifar10_vit": crossed(VITS, 10, 10, 10, 51.49, 50.99, 50.99, 48.38, 49.44, 49.44),
@@ -86,6 +164,23 @@ EXPECTED: dict[str, dict[str, Row]] = {
 }  # fmt: skip
 
 
+SEEDS = {"003/earlier_lenet": 5, "003/earlier_cifar10": 5, "003/earlier_cifar100": 5, "003/digits": 2}
+
+
+@lru_cache
+def parameters_of(spec: str) -> int:
+    """Of a network by its spec as JSON; of a narrow one without counting the MACs of each width on the way."""
+    with torch.device("meta"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            import_module("smallnets.pruning.narrow"), "count", lambda net, *_: SimpleNamespace(parameters=size(net))
+        )
+        return size(build(json.loads(spec)))
+
+
+def size(net: torch.nn.Module) -> int:
+    return sum(each.numel() for each in net.parameters())
+
+
 @pytest.fixture(scope="module")
 def fit() -> FitResolver:
     return FitResolver()
@@ -99,15 +194,15 @@ def test_the_tables_of_the_documents_are_all_here():
 def test_a_study_has_the_networks_and_the_figures_of_its_table(name, fit, tmp_path):
     made = make_plan(Study.read(FOLDER / f"{name}.yaml"), tmp_path, fit)
     expected = EXPECTED[name]
-    assert [cell.cell for cell in made.cells] == list(expected) and made.seeds == [0, 1, 2]
+    assert [cell.cell for cell in made.cells] == list(expected)
+    assert made.seeds == list(range(SEEDS.get(name, 3)))
     for cell in made.cells:
         settings = cell.settings
-        spec, data = settings["model"]["net"], settings["data"]["class_path"].rpartition(".")[2]
-        assert data in MODULES
-        with torch.device("meta"):
-            net = build({**spec, "init_args": {**spec["init_args"], "num_classes": CLASSES[data]}})
+        spec, name_of_data = settings["model"]["net"], settings["data"]["class_path"].rpartition(".")[2]
+        assert name_of_data in MODULES
+        given = {"num_classes": CLASSES[name_of_data], **IMAGES.get(name_of_data, {})}
         parameters, figure = expected[cell.cell]
-        assert count(net).parameters == parameters, cell.cell
+        assert parameters_of(json.dumps({**spec, "init_args": {**spec["init_args"], **given}})) == parameters, cell.cell
         stated = made.stated.get(cell.cell, {})
         shares = [stated[m] for m in made.metrics if m in stated]
         assert (shares[0] if shares else None) == (None if figure is None else pytest.approx(figure / 100, abs=1e-9))
@@ -125,6 +220,60 @@ def test_a_study_opens_with_its_command_its_cost_and_a_small_form(file):
     assert cost and (int(cost[1]), int(cost[2])) == (runs, small) and small <= 5
     for cell in quick.cells:
         assert cell.options["trainer.max_epochs"] <= 12 and cell.options["data.train_size"] <= 1000
+
+
+LOTTERIES = [file for file in FILES if file.parent.name == "003"]
+
+
+@pytest.mark.parametrize("file", LOTTERIES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_lotterys_epochs_are_those_of_its_rounds(file, quick, fit, tmp_path):
+    for cell in make_plan(Study.read(file, quick), tmp_path, fit).cells:
+        (lottery,) = [c["init_args"] for c in cell.settings["trainer"]["callbacks"] if "LotteryTicket" in str(c)]
+        epochs = lottery["epochs_per_round"] * (1 + lottery["rounds"])
+        assert cell.settings["trainer"]["max_epochs"] == epochs, cell.cell
+
+
+def test_the_rates_of_document_003s_code():
+    """A warm-up of ten batches and a cosine of period 220, by the batch; no rate of 0.1 for long."""
+    study = Study.read(FOLDER / "003/cifar100_read.yaml")
+    options = study.cells[0].options
+    assert (options["model.interval"], options["model.warmup"], options["model.scheduler.T_max"]) == ("step", 10, 110)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    schedule = with_warmup(optimizer, lambda by: torch.optim.lr_scheduler.CosineAnnealingLR(by, T_max=110), 10)
+    rates = []
+    for _ in range(1000):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    expected = [0.1 * (k + 1) / 10 if k < 10 else 0.05 * (1 + math.cos(math.pi * (k - 10) / 110)) for k in range(1000)]
+    assert rates[10:] == pytest.approx(expected[10:], abs=1e-6)
+    assert max(rates[:10]) <= 0.1 and rates[0] < 0.05
+
+
+# The sets that have to be downloaded are random images; one step of training and one of validation are taken.
+STEP = (
+    "--data.train_size=null", "--data.batch_size=2", "--data.eval_batch_size=4", "--trainer.fast_dev_run=1",
+    "--trainer.accelerator=cpu", "--look.graph=false",
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("default::smallnets.callbacks.HealthWarning", "ignore:You have set log_momentum=True")
+@pytest.mark.parametrize(
+    "file", [p for p in FILES if p.parent.name != "003"], ids=lambda p: f"{p.parent.name}/{p.stem}"
+)  # 003's are lotteries, whose rounds are more than a step
+def test_every_cell_of_the_small_form_takes_a_step(file, here, monkeypatch, capsys):
+    for cls in (data.CIFAR10, data.CIFAR100):
+        monkeypatch.setattr(cls, "make_source", noise)
+    small = Study.read(file, quick=True)
+    for cell in small.cells:
+        assert not cell.needs, "a cell that needs another's run has none here"
+        assert main(["fit", *arguments(small, cell), *STEP]) == 0, f"{cell.name}\n{capsys.readouterr().err}"
+
+
+def noise(self: data.ImageData) -> Noise:
+    return Noise(self.num_classes, self.in_channels, self.image_size)
 
 
 def test_document_001s_counts_as_its_study_makes_them():

@@ -29,6 +29,7 @@ from smallnets.pruning.criteria import Movement, magnitude, taylor
 from smallnets.pruning.sizes import kept_macs, packed_bytes
 from smallnets.results import read_row
 from smallnets.results.load import load_masks
+from smallnets.surgery import to_quaternion
 from smallnets.training.classifier import Classifier
 
 pytestmark = [
@@ -48,8 +49,8 @@ def options(**given):
     return ["--trainer.callbacks+=PruningSchedule", *[f"--trainer.callbacks.{k}={v}" for k, v in given.items()]]
 
 
-def digits():
-    return Digits(image_size=8, in_channels=1, train_size=200, batch_size=40, augment=["crop"])
+def digits(channels=1):
+    return Digits(image_size=8, in_channels=channels, train_size=200, batch_size=40, augment=["crop"])
 
 
 def classifier(net=None, **given):
@@ -64,7 +65,7 @@ def fit(module, *callbacks, data=None, ckpt_path=None, **given):
         callbacks=list(callbacks), accelerator="cpu", logger=False, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
     )  # fmt: skip
-    trainer.fit(module, data, data, datamodule=None if data else digits(), ckpt_path=ckpt_path)
+    trainer.fit(module, data, data, datamodule=None if data else digits(module.net.in_channels), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -283,6 +284,7 @@ HARD = {
     "magnitude, averaged": ([EMA], {"criterion": "magnitude"}),
     "movement": ([], {"criterion": "movement"}),
     "taylor, by the layer": ([], {"criterion": "taylor", "scope": "layer", "densities": "erk", "batches": 2}),
+    "whole quaternions": ([EMA], {"criterion": "movement", "unit": "quaternion"}),
 }
 
 
@@ -294,12 +296,15 @@ def test_resumed_from_any_step_it_ends_where_the_uninterrupted_run_ends(here, ow
         save = ModelCheckpoint(save_top_k=-1, every_n_train_steps=1, filename="{step}", **given)
         return [PruningSchedule(**CUBIC, **how), *[other(decay=0.5) for other in others], save]
 
-    fit(classifier(Net(10)), *callbacks(dirpath=here / "whole"))
+    def net():
+        return to_quaternion(Net(10, in_channels=3)) if "unit" in how else Net(10)
+
+    fit(classifier(net()), *callbacks(dirpath=here / "whole"))
     whole = checkpoint(here / "whole/step=10.ckpt")
     assert Masks.from_state_dict(whole["smallnets"]["masks"]).density == pytest.approx(0.1, abs=1e-2)
     for step in (1, 2, 3, 4, 6, 7, 8, 9):  # at 5 Lightning would leave out the end of the epoch
         fit(
-            classifier(Net(10, width=8)), *callbacks(dirpath=here / f"from{step}"),
+            classifier(net()), *callbacks(dirpath=here / f"from{step}"),
             ckpt_path=here / f"whole/step={step}.ckpt",
         )  # fmt: skip
         again = checkpoint(here / f"from{step}/step=10.ckpt")
@@ -443,6 +448,7 @@ BAD = [
     ({"density": 0.5, "at": "0it", "criterion": "magnitud"}, "nearest: magnitude"),
     ({"density": 0.5, "at": "0it", "batches": 0}, "batches must be 1 or more, got 0"),
     ({"density": 0.5, "at": "0it", "rounds": 0}, "rounds must be 1 or more, got 0"),
+    ({"density": 0.5, "at": "0it", "criterion": "synflow", "unit": "component"}, "it has no unit component"),
 ]
 
 
@@ -464,6 +470,7 @@ LATER = [
     ({"density": 0.5, "at": "1it", "densities": "erk"}, "densities are those of scope='layer'"),
     ({"density": 0.5, "at": "1it", "floor": 121}, "head.2.weight has 120 weights left and cannot keep 121"),
     ({"density": 0.5, "at": "0it", "criterion": "movement"}, "movement has seen no step at 0it"),
+    ({"density": 0.5, "at": "0it", "unit": "quaternion"}, "unit quaternion: LeNet has no quaternion weights"),
     ({"density": 0.5, "at": "1it", "criterion": "grasp", "batches": 6}, "batches=6, but an epoch has 5"),
 ]
 

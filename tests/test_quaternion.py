@@ -17,9 +17,10 @@ from smallnets.layers.quaternion_blocks import LUMA, QuaternionAttention
 from smallnets.measure import count
 from smallnets.models import build, spec_of
 from smallnets.models.name import name_of
-from smallnets.pruning import Masks, prune_layers, select
+from smallnets.pruning import Masks, next_masks, prune_layers, select
 from smallnets.pruning.criteria import magnitude, synflow_scores, taylor
-from smallnets.pruning.quaternion import join, quaternion_norms, select_quaternions, split
+from smallnets.pruning.lottery import LotteryPlan
+from smallnets.pruning.quaternion import by_unit, choose, join, select_quaternions, split, units
 from smallnets.results import read_row
 from smallnets.surgery import Quaternion, WithGray, remove_stage, to_quaternion
 from smallnets.surgery.names import make
@@ -386,7 +387,6 @@ def test_whole_quaternions_are_pruned_by_their_norm():
             parts[n % 4, n] = n
         net[0].weight.copy_(parts.view(8, 5))
         net[1].weight.copy_(torch.arange(80.0).view(10, 8))
-    assert quaternion_norms(net)["0.weight"].flatten().tolist() == list(range(10))
     masks = select_quaternions(net, density=0.3)
     for part in masks["0.weight"].chunk(4):
         assert part.flatten().nonzero().flatten().tolist() == [7, 8, 9]
@@ -396,8 +396,110 @@ def test_whole_quaternions_are_pruned_by_their_norm():
     earlier["0.weight"].view(4, 10)[2, 9] = False
     fewer = select_quaternions(net, density=0.1, masks=Masks(earlier))
     assert fewer["0.weight"].view(4, 10).all(0).nonzero().flatten().tolist() == [8] and fewer.kept == 4 + 8
-    with pytest.raises(UserError, match="no quaternion weights"):
-        quaternion_norms(models.lenet_12())
+    with pytest.raises(UserError, match="unit quaternion: LeNet has no quaternion weights to prune"):
+        select_quaternions(models.lenet_12(), density=0.5)
+
+
+def two_layers():
+    """Ten quaternions, in whose components stand 0..9, 40..49, 20..29 and 30..39, and a real layer of 0..79."""
+    net = nn.Sequential(QuaternionLinear(20, 8, bias=False), nn.Linear(8, 10, bias=False))
+    with torch.no_grad():
+        parts = torch.arange(10.0) + torch.tensor([0.0, 40, 20, 30])[:, None]
+        net[0].weight.copy_(parts.view(8, 5))
+        net[1].weight.copy_(torch.arange(80.0).view(10, 8))
+    return net
+
+
+def kept_places(mask: Tensor) -> list[list[int]]:
+    return [part.flatten().nonzero().flatten().tolist() for part in mask.chunk(4)]
+
+
+@pytest.mark.parametrize(
+    ("unit", "scope", "quaternion", "real"),
+    [
+        # All 120 weights together: 84 stay.
+        ("weight", "global", None, 84),
+        ("weight", "layer", [[], list(range(10)), list(range(2, 10)), list(range(10))], 56),
+        ("component", "layer", [list(range(3, 10))] * 4, 56),
+        ("quaternion", "layer", [list(range(3, 10))] * 4, 56),
+        ("quaternion", "global", [list(range(3, 10))] * 4, 56),
+    ],
+)
+def test_a_lottery_round_and_a_schedule_take_30_percent_of_their_units(unit, scope, quaternion, real):
+    net = two_layers()
+    plan = LotteryPlan(rounds=2, epochs=1, fraction=0.3, scope=scope, unit=unit)
+    plan.check(net, Masks.dense(net))
+    found = [plan.prune(net, Masks.dense(net), 1), next_masks(net, None, "magnitude", 0.7, scope=scope, unit=unit)]
+    assert found[0] == found[1] and list(found[0]) == ["0.weight", "1.weight"]
+    if quaternion is None:
+        assert found[0].kept == real
+        return
+    assert kept_places(found[0]["0.weight"]) == quaternion
+    assert found[0]["1.weight"].flatten().nonzero().flatten().tolist() == list(range(80 - real, 80))
+    # 10 - 3 - ceil(2.1); 40 - 12 - ceil(8.4); 80 - 24 - ceil(16.8).
+    second = plan.prune(net, found[0], 2)
+    left = {"weight": 19, "component": 4 * 4, "quaternion": 4 * 4}[unit]
+    assert [layer.kept for layer in second.layers] == [left, 39]
+    if unit != "weight":
+        assert kept_places(second["0.weight"]) == [list(range(6, 10))] * 4
+
+
+def test_a_component_is_a_layer_that_is_not_emptied_and_half_the_rate_is_the_heads():
+    net = two_layers()
+    half = LotteryPlan(rounds=1, epochs=1, fraction=0.5, scope="layer", head_rate_half=True, unit="component")
+    assert [layer.kept for layer in half.prune(net, Masks.dense(net), 1).layers] == [20, 60]
+    whole = to_quaternion(models.LeNet(4, hidden_widths=[8], image_size=4))
+    plan = LotteryPlan(rounds=1, epochs=1, fraction=0.5, scope="layer", head_rate_half=True, unit="component")
+    # 8 x 16 / 4 weights, 8 of each component; the head's 4 x 8 / 4 have 2 of each, of which ceil(0.5) goes.
+    assert [layer.kept for layer in plan.prune(whole, Masks.dense(whole), 1).layers] == [16, 4]
+    most = LotteryPlan(rounds=2, epochs=1, fraction=0.5, scope="layer", unit="component")
+    with pytest.raises(UserError, match=r"round 2 would remove all 2 weights of net\.head\.2\.weight:r"):
+        most.check(whole, Masks.dense(whole))
+    with pytest.raises(UserError, match=r"round 1 would keep 0 quaternions of 2 layers"):
+        LotteryPlan(rounds=1, epochs=1, fraction=0.99, unit="quaternion").check(whole, Masks.dense(whole))
+
+
+def test_what_no_quaternion_network_has_is_refused():
+    for unit in ("component", "quaternion"):
+        with pytest.raises(UserError, match=f"unit {unit}: LeNet has no quaternion weights to prune"):
+            next_masks(models.lenet_12(), None, "magnitude", 0.5, unit=unit)
+        with pytest.raises(UserError, match=f"synflow scores single weights, anew in rounds: it has no unit {unit}"):
+            next_masks(two_layers(), None, "synflow", 0.5, unit=unit)
+    with pytest.raises(UserError, match="unit must be one of weight, component, quaternion, got 'norm'"):
+        LotteryPlan(rounds=1, epochs=1, unit="norm")
+    with pytest.raises(UserError, match="unit must be one of"):
+        next_masks(two_layers(), None, "magnitude", 0.5, unit="norm")
+
+
+def test_the_score_of_a_quaternion_is_the_norm_or_the_sum_of_its_weights():
+    """Quaternion 0 is (3, 4, 0, 0), of norm 5 and sum 7; quaternion 1 (5.5, 0, 0, 0), of norm 5.5."""
+    net = nn.Sequential(QuaternionLinear(8, 4, bias=False))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[3.0, 5.5], [4, 0], [0, 0], [0, 0]]))
+    masks = Masks.dense(net)
+
+    def half(scores, masks):
+        return select(scores, density=0.5, masks=masks)
+
+    assert kept_places(choose(net, magnitude(net), masks, "quaternion", half)["0.weight"]) == [[1]] * 4
+    assert kept_places(choose(net, magnitude(net), masks, "quaternion", half, norm=False)["0.weight"]) == [[0]] * 4
+    assert next_masks(net, None, "magnitude", 0.5, unit="quaternion") == Masks(
+        {"0.weight": torch.tensor([[False, True]] * 4)}
+    )
+    batches = [(torch.rand(2, 8), torch.tensor([0, 1]))]
+    scores = taylor(net, batches, nn.functional.cross_entropy)["0.weight"].sum(0)
+    chosen = next_masks(net, None, "taylor", 0.5, unit="quaternion", batches=batches)
+    assert kept_places(chosen["0.weight"]) == [[int(scores.argmax())]] * 4
+
+
+@pytest.mark.parametrize("unit", ["weight", "component", "quaternion"])
+def test_masks_are_the_same_in_units_and_back(unit):
+    net = two_layers()
+    masks = select_quaternions(net, density=0.4)
+    assert by_unit(net, masks, unit, lambda each: each) == masks
+    shapes = {"weight": [(8, 5), (10, 8)], "component": [(2, 5)] * 4 + [(10, 8)], "quaternion": [(2, 5), (10, 8)]}
+    found = [tuple(mask.shape) for group in units(net, masks, unit) for mask in group.values()]
+    assert found == shapes[unit]
 
 
 # -- the command line --------------------------------------------------------------------------------------------------
@@ -417,6 +519,11 @@ def test_summary_and_models_count_a_quaternion_network(capsys):
     assert (shown["name"], shown["parameters"], shown["macs"]) == (
         "quaternion_resnet18", 2_812_452, quaternion["macs"],
     )  # fmt: skip
+    assert shown["real"] == {"parameters": 11_220_708, "macs": shown["macs"]}
+    assert main(["summary", "--model.net=quaternion_resnet18", "--data=CIFAR100"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("the real network of these widths has 11,220,708 parameters and ")
+    assert said.endswith(": here are 25.1% of its parameters, and 100.0% of its MACs")
     # Of a class path, with numbers of the real network's.
     of = json.dumps({"class_path": "smallnets.models.ResNet", "init_args": {"blocks": [1], "channels": [8]}})
     argv = ["summary", "--model.net=smallnets.surgery.Quaternion", f"--model.net.of={of}", "--json"]

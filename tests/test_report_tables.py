@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from report_helpers import in_study, put, row, study
 from smallnets.errors import UserError
 from smallnets.report.checklist import Checklist
 from smallnets.report.collect import Cell, collect
-from smallnets.report.flags import beyond_axes, flags
+from smallnets.report.flags import beyond_axes, flags, resolution
 from smallnets.report.pareto import ParetoFigure, front
 from smallnets.report.tables import ResultTable, latex, markdown, number
+from smallnets.report.write import Asked, write_report
 
 
 @pytest.fixture
@@ -197,6 +199,21 @@ def test_chance_is_five_deviations_wide(classes: int, images: int | None, accura
     assert flags(one, None, "seconds") == []
 
 
+def test_the_resolution_is_that_of_one_image() -> None:
+    rows = [
+        row("a", "r", seed, 0.5, val_size=size, test_size=10_000) for seed, size in enumerate([150, 150, 5000, None])
+    ]
+    val = "Resolution: 150 validation images, one is 0.67 points or 5,000 validation images, one is 0.02 points."
+    assert resolution(rows, "val_accuracy") == resolution(rows, "val_accuracy_last") == val
+    assert resolution(rows, "test_accuracy") == "Resolution: 10,000 test images, one is 0.01 points."
+    assert (
+        resolution(rows, "train_accuracy_last") is resolution(rows, "seconds") is resolution(rows[3:], "val_accuracy")
+    )
+    # On 150 images five deviations above a tenth are 0.222, on 5,000 they are 0.121.
+    at_chance = [flags(cell(val_size=size, accuracy=0.2), None, "val_accuracy") for size in (150, 5000)]
+    assert bool(at_chance[0]) and not at_chance[1]
+
+
 def test_a_front_by_hand() -> None:
     #         on it      beaten     equal: both on it       cheaper, worse  costs more for the same
     points = [(10, 0.9), (20, 0.8), (5, 0.7), (5, 0.7), (1, 0.1), (11, 0.9)]
@@ -210,6 +227,29 @@ def test_the_pareto_figure_keeps_stated_points_off_the_front(rates: Path) -> Non
     assert list(frame.index) == ["lr=1", "lr=2", "lr=3", "lr=1 (stated)", "paper"]
     assert list(frame["front"]) == [False, True, False, False, False]
     assert frame.loc["lr=1 (stated)", "parameters"] == 1000 and frame.loc["paper", "source"] == "stated"
+
+
+def test_latencies_of_two_machines_are_never_in_one_figure(tmp_path: Path) -> None:
+    for name, accuracy, latency, machine in (("a", 0.9, 2.0, "one"), ("b", 0.8, 1.0, "one"), ("c", 0.7, 5.0, "two")):
+        put(tmp_path / name, row(name, "run-1", 0, accuracy))
+        kept = {"latency_ms": latency, "latency_machine": machine}
+        (tmp_path / name / "run-1" / "latency.json").write_text(json.dumps(kept))
+    put(tmp_path / "d", row("d", "run-1", 0, 0.99))  # not measured
+    results = collect([tmp_path])
+    with pytest.raises(UserError, match="latencies of 2 machines are not put into one figure: one; two"):
+        ParetoFigure(results, cost="latency_ms").frame()
+    stated = [{"name": "paper", "accuracy": 0.99, "latency_ms": 0.1}]
+    figure = ParetoFigure(results, cost="latency_ms", stated=stated, machine="one")
+    frame = figure.frame().set_index("name")
+    assert frame["latency_ms"].to_dict() == {"a": 2.0, "b": 1.0, "paper": 0.1}
+    assert list(frame["front"]) == [True, True, False] and list(frame["machine"]) == ["one", "one", ""]
+    assert "latency of one image, ms (one)" in json.dumps(figure.plot().to_dict())
+    out = tmp_path / "out"
+    write_report(results, out, Asked())
+    assert {path.name for path in out.glob("pareto-latency*.csv")} == {
+        "pareto-latency_ms-1.csv", "pareto-latency_ms-2.csv",
+    }  # fmt: skip
+    assert "Measured on one." in (out / "index.html").read_text()
 
 
 def test_the_checklist(tmp_path: Path) -> None:

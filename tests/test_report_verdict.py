@@ -44,6 +44,27 @@ def test_a_reinitialised_ticket_that_matches_as_well_refutes() -> None:
     assert found.finding == "refuted" and "reinitialised one matching" in found.sentence
 
 
+def test_the_ticket_is_set_beside_its_controls_by_seed() -> None:
+    """Differences of 0.05 + 2 WOBBLE: mean +5, deviation 0.0023094, half width 3.18245 * 0.0023094 / 2 = 0.003675."""
+    flipped = [p._replace(accuracy=p.accuracy - 2 * WOBBLE[p.seed]) for p in plant(random_reinit={0.1: 0.05})[4:]]
+    found = verdict([*plant(ticket={0.1: 0.0, 0.05: 0.3}, random_mask={0.2: 0.1}), *flipped])
+    beside = {(each.series, each.density): each.ticket_less for each in found.lines}
+    assert {key for key, less in beside.items() if less} == {("random_reinit", 0.1)}
+    less = beside["random_reinit", 0.1]
+    assert less is not None and (less.pairs, less.mean) == (4, pytest.approx(0.05))
+    assert (less.low, less.high) == (pytest.approx(0.05 - 0.003675, abs=1e-6), pytest.approx(0.053675, abs=1e-6))
+    assert "+5.00 points beside the reinitialised one (+4.63 to +5.37, n = 4)" in found.sentence
+    (line,) = [each for each in found.records() if each["series"] == "random_reinit"]
+    assert [line[k] for k in ("ticket_less", "ticket_less_low", "ticket_less_high")] == [less.mean, less.low, less.high]
+
+
+def test_a_ticket_that_is_not_decided_stands_beside_the_reinitialised_one_too() -> None:
+    told = verdict(plant(ticket={0.1: 0.005}, random_reinit={0.1: 0.105})).sentence
+    assert "not decided" in told and "and +10.00 points beside the reinitialised one (+10.00 to +10.00, n = 4)" in told
+    alone = verdict(plant(ticket={0.1: 0.005})).sentence
+    assert "beside" not in alone
+
+
 def test_what_was_not_run_or_is_not_clear_leaves_it_undecided() -> None:
     assert verdict(plant(ticket={0.1: 0.0})).finding == "undecided"  # no control
     assert verdict(plant(ticket={0.1: 0.0}, random_reinit={0.2: 0.1})).finding == "undecided"  # at another density

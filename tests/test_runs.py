@@ -1,7 +1,9 @@
 """A run from end to end: folder, row, checkpoint, test figure, resume."""
 
 import csv
+import hashlib
 import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,32 @@ def test_a_run_leaves_its_folder(here, tiny, capsys):
     assert [r["step"] for r in rows if r["train/loss"]] == ["4", "9"]
     best = max(float(r["val/accuracy"]) for r in rows if r["val/accuracy"])
     assert row["val_accuracy"] == pytest.approx(best, abs=1e-6)
+
+
+def test_a_row_says_where_its_figures_came_from(here, tiny):
+    """Configuration, code, versions, device, data, split, each seed, the rule of selection, both kinds of seconds."""
+    more = ["--seed_everything=3", "--data.split_seed=7", "--data.order_seed=5", "--data.eval_batch_size=40"]
+    assert main(tiny("fit", "--name=one", *more, "--trainer.limit_val_batches=2")) == 0
+    row = read_row(here / "lightning_logs/one/run-1")
+    assert row["schema"] == 2 and row["config"]["data"]["init_args"]["order_seed"] == 5
+    assert set(row["git"]) == {"revision", "dirty"} and row["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert (row["device"], row["threads"], row["test_reads"]) == ("cpu", torch.get_num_threads(), 0)
+    assert row["seeds"] == {"split": 7, "init": 3, "order": 5, "augment": 3, "mask": 3}
+    assert (row["train_size"], row["val_size"]) == (200, 80), "two batches of 40 were validated on, not 150 images"
+    assert row["selection"] == "the highest val_accuracy, the latest of equals"
+    # One thread cannot work for longer than the wall's clock runs (15 ms is a coarse clock's step).
+    assert 0 < row["device_seconds"] <= row["seconds"] + 0.015
+
+    data = Digits(split_seed=7, train_size=200, image_size=8, in_channels=1)
+    data.setup("fit")
+    train, val = (sorted(indices) for indices in (data._parts.train_indices, data._parts.val_indices))
+    packed = b"".join(struct.pack(f"<q{len(part)}q", len(part), *part) for part in (train, val))
+    assert row["split_digest"] == hashlib.sha256(packed).hexdigest() and row["data_digest"] == data.digest
+
+    assert main(tiny("fit", "--name=two", *more, "--data.split_seed=8", "--trainer.enable_checkpointing=false")) == 0
+    other = read_row(here / "lightning_logs/two/run-1")
+    assert other["split_digest"] != row["split_digest"] and other["val_size"] == 150
+    assert other["selection"] == "the last epoch"
 
 
 def test_the_saved_config_runs_again_and_gives_the_same_weights(here, tiny):

@@ -17,8 +17,9 @@ from smallnets.cli import main
 from smallnets.errors import RunError, UserError
 from smallnets.measure import Counts
 from smallnets.results.row import write_json
-from smallnets.studies.search import Ended, Trials
+from smallnets.studies.search import Trials
 from smallnets.studies.search_space import Search
+from smallnets.studies.trial import Ended
 from smallnets.verbs.resolve import FitResolver
 
 ROOT = Path(__file__).parent.parent

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from study_helpers import Options
 
-from smallnets.errors import UserError
-from smallnets.results import frame, rows, write_row
-from smallnets.results import store as module
+from smallnets.errors import RunError, UserError
+from smallnets.results import frame, read_row, rows, update_row, write_row
 from smallnets.results.store import FIELDS, RowWarning
 from smallnets.studies.plan import Plan, make_plan
 from smallnets.studies.state import write_record
@@ -87,15 +86,37 @@ def test_a_row_cut_short_is_named_and_left_out(studied):
         rows(studied.folder.path)
 
 
-def test_older_rows_are_read_and_newer_ones_are_named(studied, monkeypatch):
-    """Rows of schema 1 by a version that writes 2; a row of 3 by the same version."""
-    monkeypatch.setattr(module, "SCHEMA", 2)
-    assert len(rows(studied.folder.path)) == 4
+def test_newer_rows_are_named_and_left_out(studied):
     path = studied.run_folder(next(studied.runs())).path / "row.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 3}))
-    problems: list[str] = []
-    assert len(rows(studied.folder.path, on_problem=problems.append)) == 3
-    assert "schema 3; this version of smallnets reads up to 2" in problems[0]
+    for schema in (3, 0, "2", True):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "schema": schema}))
+        problems: list[str] = []
+        assert len(rows(studied.folder.path, on_problem=problems.append)) == 3
+        assert f"schema {schema}; this version of smallnets reads up to 2; it is left out" in problems[0]
+        with pytest.raises(RunError, match=f"has schema {schema}; this version"):
+            read_row(path.parent)
+
+
+def test_a_row_of_schema_1_is_read_in_the_form_of_schema_2(tmp_path):
+    """What it does not tell is null; its seeds are those that its configuration names, else the run's."""
+    config = {
+        "data": {"class_path": "smallnets.data.Digits", "init_args": {"order_seed": 5, "augment_seed": None}},
+        "trainer": {
+            "callbacks": [{"class_path": "EMA"}, {"class_path": "LotteryTicket", "init_args": {"mask_seed": 0}}]
+        },
+    }
+    old = {"schema": 1, "name": "a", "run": "r", "status": "finished", "seed": 3, "split_seed": 7, "config": config}
+    (tmp_path / "row.json").write_text(json.dumps(old))
+    row = read_row(tmp_path)
+    assert row["seeds"] == {"split": 7, "init": 3, "order": 5, "augment": 3, "mask": 0}
+    assert row["schema"] == 2 and row["val_size"] is row["split_digest"] is row["selection"] is None
+    assert {k: v for k, v in row.items() if k in old} == {**old, "schema": 2}
+    assert rows(tmp_path)[0]["seeds"] == row["seeds"] and rows(tmp_path)[0]["macs"] is None
+    # Written again, it is a row of this version, and stays what it is.
+    update_row(tmp_path, test_reads=1)
+    assert read_row(tmp_path) == {**row, "test_reads": 1}
+    (tmp_path / "row.json").write_text('{"schema": 1, "status": "failed", "config": null}')
+    assert read_row(tmp_path)["seeds"] == {"split": None, "init": None, "order": None, "augment": None, "mask": None}
 
 
 def test_plain_runs_and_a_single_one(tmp_path):

@@ -1,6 +1,8 @@
 """A study's file to its cells, digests and command lines; a mistake in it is one clear error before a run."""
 
+import dataclasses
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,15 @@ from study_helpers import Options
 
 from smallnets.cli import main
 from smallnets.errors import UserError
+from smallnets.measure import Budget
 from smallnets.results.row import write_json
+from smallnets.studies import search_space
+from smallnets.studies import study as study_module
 from smallnets.studies.digest import settings_digest
 from smallnets.studies.execute import killed_by, last_error, run_environment, was_killed
 from smallnets.studies.plan import Plan, make_plan, stored_plan
 from smallnets.studies.progress import duration, seconds_left
+from smallnets.studies.spec_file import LIMITS
 from smallnets.studies.state import RunLock, State, next_command, state_of, write_record
 from smallnets.studies.study import Study
 
@@ -320,3 +326,20 @@ def test_the_error_of_a_command_is_its_last_words(tmp_path):
     log.write_text(log.read_text() + "$ smallnets fit\n")
     assert last_error(log) == "no output"
     assert was_killed(-9) and was_killed(137) and not was_killed(1) and killed_by(-9) == killed_by(137) == "SIGKILL"
+
+
+def test_a_budget_limits_all_that_a_budget_can(tmp_path):
+    assert [each.name for each in dataclasses.fields(Budget)] == list(LIMITS)
+    (tmp_path / "s.yaml").write_text(
+        json.dumps({"asks": "?", "axes": {"a.b": [1]}, "budget": {"activation_bytes": "64k"}})
+    )
+    assert Study.read(tmp_path / "s.yaml").budget == {"activation_bytes": "64k"}
+
+
+def test_the_page_and_the_help_name_every_key(capsys):
+    page = (ROOT / "docs/studies.md").read_text()
+    for verb, module in (("study", study_module), ("search", search_space)):
+        assert main([verb, "--help"]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        for key in (*module.KEYS, *module.QUICK_KEYS):
+            assert f"`{key}`" in page and re.search(rf"[ :]{key}[,; ]", shown), key

@@ -4,14 +4,11 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -277,59 +274,3 @@ def test_two_cells_on_digits_end_to_end(here, capsys):
     assert "2 done" in capsys.readouterr().out
     assert main(["study", "status", "tiny.yaml"]) == 0
     assert "2 runs in lightning_logs/tiny: 2 done" in capsys.readouterr().out
-
-
-@pytest.fixture
-def postgres() -> Iterator[Callable[[str], str]]:
-    """A PostgreSQL of this test's own on the loopback: `postgres("start" | "stop")` returns its URL."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed")
-    programs = {name: shutil.which(name) for name in ("initdb", "pg_ctl")}
-    if None in programs.values():
-        pytest.skip("PostgreSQL is not installed (initdb, pg_ctl)")
-    folder = Path(tempfile.mkdtemp(prefix="smallnets-pg-"))
-    # It refuses to run as root.
-    user: dict[str, Any] = {"user": "postgres"} if os.getuid() == 0 else {}
-    if user:
-        shutil.chown(folder, "postgres")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def program(name: str, *arguments: str) -> None:
-        command = [str(programs[name]), "-D", str(folder / "data"), *arguments]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder, **user)
-        assert done.returncode == 0, done.stderr
-
-    def control(action: str) -> str:
-        options = ["-o", f"-p {port} -h 127.0.0.1 -k {folder}", "-l", str(folder / "log")] if action == "start" else []
-        program("pg_ctl", "-w", "-m", "immediate", action, *options)
-        return f"postgresql+psycopg://ledger@127.0.0.1:{port}/postgres"
-
-    program("initdb", "-U", "ledger", "-A", "trust")
-    yield control
-    if (folder / "data/postmaster.pid").exists():
-        control("stop")
-    shutil.rmtree(folder)
-
-
-@pytest.mark.slow
-def test_postgresql_holds_the_ledger_and_may_be_gone_for_a_while(bench, postgres):
-    bench.write(seeds=1)
-    url = postgres("start")
-    runner = bench.start(pause=0.3, slots=2, storage=url)
-    wait_for(lambda: steps(bench) >= 2)
-    runner.kill()
-    runner.communicate()
-
-    second = bench.start(pause=0.15, slots=2, storage=url)
-    lines = iter(second.stdout.readline, "")
-    assert "2 half-done" in next(lines)
-    wait_for(lambda: steps(bench) >= 6)
-    postgres("stop")
-    assert any("the study's ledger does not answer" in line for line in lines)
-    postgres("start")
-    rest = second.communicate(timeout=60)[0]
-    assert second.returncode == 0 and "2 done" in rest, rest
-    assert len(rows(bench.logs)) == 2 and not bench.twice()
-    assert all(row["test_reads"] == 1 for row in rows(bench.logs))
-    assert not StudyFolder(bench.logs).ledger.exists()

@@ -37,7 +37,7 @@ class Health(Callback):
     Args:
         check_every: optimizer steps between two looks for NaN, each of which waits for the device once. The end of
             an epoch is always looked at.
-        grace_epochs: completed epochs before accuracy and loss are judged.
+        grace_epochs: completed epochs, of a fit or of a round within it, before accuracy and loss are judged.
         on_chance: what a network at chance does: `warn`, or `stop` the run.
 
     Attributes:
@@ -61,6 +61,7 @@ class Health(Callback):
         self.findings: list[dict[str, Any]] = []
         self._looked_at = 0
         self._validated = False
+        self._since = 0  # the epoch that the grace is counted from
 
     # -- findings ----------------------------------------------------------------------------------------------------
 
@@ -75,13 +76,18 @@ class Health(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # Before a checkpoint brings the findings of the run that is resumed.
         if stage == "fit":
-            self.findings = []
+            self.findings, self._since = [], 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"findings": [dict(f) for f in self.findings]}
+        return {"findings": [dict(f) for f in self.findings], "since": self._since}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.findings = [dict(f) for f in state_dict["findings"]]
+        self._since = state_dict.get("since", 0)
+
+    def begin_again(self, epoch: int) -> None:
+        """Training begins anew with this epoch, as a round of a lottery does: its grace is counted from here."""
+        self._since = epoch
 
     # -- before the first step ---------------------------------------------------------------------------------------
 
@@ -142,7 +148,7 @@ class Health(Callback):
         loss = self._mean_loss(trainer, pl_module)
         for name in health.dead_layers(pl_module.net):  # type: ignore[arg-type]
             self._find(trainer, "dead_layer", f"every weight of {name or 'the network'} is exactly 0")
-        if trainer.current_epoch + 1 >= self.grace_epochs:
+        if trainer.current_epoch + 1 - self._since >= self.grace_epochs:
             self._judge(trainer, pl_module, loss)
         self._validated = False
 

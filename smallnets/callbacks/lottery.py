@@ -20,6 +20,7 @@ from smallnets.data.seeds import global_seed, mix
 from smallnets.errors import UserError
 from smallnets.pruning.lottery import Criterion, LotteryPlan, Rewind, Snapshot, snapshot
 from smallnets.pruning.masks import Masks
+from smallnets.pruning.quaternion import Unit
 from smallnets.pruning.select import Scope
 from smallnets.training.restart import keep_constant, shift_epochs, standing
 from smallnets.training.steps import StepCallback, steps_per_epoch
@@ -52,6 +53,7 @@ class LotteryTicket(StepCallback):
     Args:
         rounds, epochs_per_round, fraction, densities, criterion, scope, head_rate_half, rewind_to, rewind: see
             `LotteryPlan`, where `epochs_per_round` is `epochs`.
+        unit, floor: see there too.
         include, exclude: patterns of the layers that get masks; by default all convolutions and linear layers.
         mask_seed: of the random criterion; by default the run's seed.
 
@@ -80,10 +82,12 @@ class LotteryTicket(StepCallback):
         include: list[str] | None = None,
         exclude: Sequence[str] = (),
         mask_seed: int | None = None,
+        unit: Unit = "weight",
+        floor: int = 0,
     ) -> None:
         self.plan = LotteryPlan(
             rounds, epochs_per_round, fraction, None if densities is None else cast(Any, densities), criterion, scope,
-            head_rate_half, rewind_to, rewind,
+            head_rate_half, rewind_to, rewind, unit, floor,
         )  # fmt: skip
         self.include, self.exclude, self.mask_seed = include, list(exclude), mask_seed
         self._settings = {"include": include, "exclude": self.exclude, "mask_seed": mask_seed}
@@ -120,7 +124,7 @@ class LotteryTicket(StepCallback):
         if not self._resumed:
             if module.masks is not None:
                 raise UserError("LotteryTicket begins with a dense network, and this one has masks (--model.init_from)")
-            self.plan.check(self._dense(module))
+            self.plan.check(module.net, self._dense(module))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         steps = steps_per_epoch(trainer)

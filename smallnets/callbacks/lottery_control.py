@@ -1,7 +1,8 @@
 """`LotteryControl`: a fit from a stored round of a lottery: its ticket again, or what it is to be compared with."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -26,10 +27,12 @@ from smallnets.data.chunks import first_batches
 from smallnets.data.seeds import global_seed, mix
 from smallnets.errors import UserError
 from smallnets.pruning.controls import random_erk_masks, random_masks, shuffled_masks
-from smallnets.pruning.criteria import grasp, magnitude, snip, synflow
+from smallnets.pruning.criteria import Scores, grasp, magnitude, snip, synflow
 from smallnets.pruning.lottery import LotteryPlan, Snapshot, restore_, snapshot
 from smallnets.pruning.masks import Masks
+from smallnets.pruning.named import check_unit
 from smallnets.pruning.narrow import fresh_like
+from smallnets.pruning.quaternion import by_unit, choose
 from smallnets.pruning.select import select
 from smallnets.results.load import CHECKPOINT_KEY, network_of, read_checkpoint
 from smallnets.training.restart import shift_epochs
@@ -45,8 +48,8 @@ _FROM_REWIND_POINT = ("ticket", "random_mask", "shuffled_mask", "one_shot")
 class LotteryControl(Callback):
     """Trains, in one fit, what a stored round of a `LotteryTicket` is to be compared with, or several rounds in turn.
 
-    All keep exactly as many weights as the round's ticket. From the rewind point, for the epochs of a round, with the
-    lottery's weights, buffers, schedule and epochs:
+    All keep exactly as many weights as the round's ticket, in the units of its lottery. From the rewind point, for the
+    epochs of a round, with the lottery's weights, buffers, schedule and epochs:
 
         - `ticket`: the ticket itself (with another `--data.order_seed`: a child for `connectivity.instability`);
         - `random_mask`: other weights, as many in each layer;
@@ -244,22 +247,31 @@ class LotteryControl(Callback):
         masks, seed = cast(Masks, self._rounds[place]["masks"]), mix(self._seed, STREAM_MASKS)
         dense = Masks({name: torch.ones_like(mask) for name, mask in masks.items()})
         net: nn.Module = module.net
+
+        def of_units(make: Callable[[Masks], Masks]) -> Masks:
+            return by_unit(net, masks, self._plan.unit, make)
+
+        def best(scores: Scores, norm: bool = False) -> Masks:
+            pick = partial(_of_count, plan=self._plan)
+            return choose(net, scores, masks, self._plan.unit, pick, norm)
+
         match self.control:
             case "random_mask":
-                return random_masks(masks, seed)
+                return of_units(lambda each: random_masks(each, seed))
             case "shuffled_mask":
-                return shuffled_masks(masks, seed)
+                return of_units(lambda each: shuffled_masks(each, seed))
             case "random_erk":
-                return random_erk_masks(masks, seed)
+                return of_units(lambda each: random_erk_masks(each, seed))
             case "one_shot":
                 path = Path(self.from_round[place]).with_name("round-0.ckpt")
                 trained = network_of(read_checkpoint(path), path, net=copy.deepcopy(net))
-                return _of_count(magnitude(trained, dense), masks, self._plan)
+                return best(magnitude(trained, dense), norm=True)
             case "snip":
-                return _of_count(snip(net, self._batches(trainer), F.cross_entropy, dense), masks, self._plan)
+                return best(snip(net, self._batches(trainer), F.cross_entropy, dense))
             case "grasp":
-                return _of_count(grasp(net, self._batches(trainer), F.cross_entropy, dense), masks, self._plan)
+                return best(grasp(net, self._batches(trainer), F.cross_entropy, dense))
             case "synflow":
+                check_unit("synflow", self._plan.unit)
                 data = trainer.datamodule
                 return synflow(
                     net, kept=masks.kept, in_channels=data.in_channels, image_size=data.image_size, masks=dense
@@ -299,7 +311,7 @@ def _same(one: Snapshot, other: Snapshot) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def _of_count(scores: dict[str, Tensor], masks: Masks, plan: LotteryPlan) -> Masks:
+def _of_count(scores: Scores, masks: Masks, plan: LotteryPlan) -> Masks:
     """As many as the ticket has, in all or in each layer, as its lottery chose."""
     if plan.scope == "global":
         return select(scores, kept=masks.kept)

@@ -14,11 +14,12 @@ from smallnets.data.loader import BatchLoader
 from smallnets.data.seeds import global_seed, mix
 from smallnets.errors import RunError, UserError
 from smallnets.measure import count
-from smallnets.pruning.criteria import Movement, magnitude
+from smallnets.pruning.criteria import Movement
 from smallnets.pruning.masks import Masks
-from smallnets.pruning.named import criterion_named, next_masks
+from smallnets.pruning.named import check_unit, criterion_named, next_masks
+from smallnets.pruning.quaternion import Unit, units
 from smallnets.pruning.schedules import schedule_of
-from smallnets.pruning.select import kept_of, select
+from smallnets.pruning.select import kept_of
 from smallnets.pruning.sizes import kept_macs, packed_bytes
 from smallnets.training.steps import StepCallback, run_length, steps_per_epoch
 
@@ -31,7 +32,8 @@ class PruningSchedule(StepCallback):
 
     Laws:
         - After the rounds at step s (after s optimizer steps and before the next) exactly density * total weights are
-          kept, rounded half up, and each masked weight is 0.0 from then on (`Classifier.set_masks`).
+          kept, rounded half up, and each masked weight is 0.0 from then on (`Classifier.set_masks`). With the unit
+          `quaternion` that is the count of quaternions, and of real layers' weights.
         - A run resumed from any checkpoint ends bitwise where the uninterrupted one ends (CPU), the sums of the
           criterion `movement` included; with another schedule than the checkpoint's it is refused.
         - Under DDP rank 0 chooses the masks, and all ranks set these.
@@ -49,6 +51,8 @@ class PruningSchedule(StepCallback):
         scope: `global`, where all weights compete, or `layer`.
         densities: with scope `layer`: `uniform` (default) or `erk`.
         floor: weights that every layer keeps at least.
+        unit: what is kept or removed together: `weight`; of quaternion networks also `component`, where r, i, j and k
+            are four layers, or `quaternion` (`pruning.quaternion.choose`). Not for `synflow`.
         include: patterns of the weights to prune (`stages.*`); by default those of all convolutions and linear layers.
         exclude: patterns of those to leave out (`head`).
         curve: `one_shot`, or `linear`, `geometric` or `cubic` from `start` to `end`.
@@ -87,8 +91,10 @@ class PruningSchedule(StepCallback):
         initial: float = 1.0,
         batches: int = 4,
         rounds: int = 100,
+        unit: Unit = "weight",
     ) -> None:
         self._needs = criterion_named(criterion).needs
+        check_unit(criterion, unit)
         for name, number in {"batches": batches, "rounds": rounds}.items():
             if number < 1:
                 raise UserError(f"PruningSchedule {name} must be 1 or more, got {number}")
@@ -96,11 +102,11 @@ class PruningSchedule(StepCallback):
             "density": density, "criterion": criterion, "scope": scope, "densities": densities, "floor": floor,
             "include": None if include is None else list(include), "exclude": list(exclude or []), "curve": curve,
             "at": at, "start": start, "end": end, "every": every, "initial": initial, "batches": batches,
-            "rounds": rounds,
+            "rounds": rounds, "unit": unit,
         }  # fmt: skip
         self.schedule = schedule_of(curve, density, at, start, end, every, initial)
         self._image: dict[str, Any] = {}
-        self._how: dict[str, Any] = {"scope": scope, "densities": densities, "floor": floor}
+        self._how: dict[str, Any] = {"scope": scope, "densities": densities, "floor": floor, "unit": unit}
         self._rounds: list[dict[str, Any]] = []
         self._layers: dict[str, dict[str, int]] = {}
         self._changes: dict[int, float] = {}
@@ -124,7 +130,7 @@ class PruningSchedule(StepCallback):
         net = cast(nn.Module, pl_module.net)
         layers = self._all(net)
         # Whatever the scores will be: the counts can be had.
-        select(magnitude(net, layers), density=self.settings["density"], masks=layers, **self._how)
+        next_masks(net, layers, "magnitude", self.settings["density"], **self._how)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         step = trainer.global_step
@@ -172,7 +178,8 @@ class PruningSchedule(StepCallback):
             )
         masks.weights(net)
         ahead = [at for at in self._changes if at > step or at == step == 0]
-        if ahead and kept_of(masks.total, self._changes[ahead[0]]) > masks.kept:
+        groups = units(net, masks, self.settings["unit"])
+        if ahead and any(kept_of(each.total, self._changes[ahead[0]]) > each.kept for each in groups):
             raise UserError(
                 f"the network's masks keep {masks.density:.4g} of the weights already, and the schedule asks for"
                 f" {self._changes[ahead[0]]:.4g} at step {ahead[0]:,}: the density must not rise; see `initial`"

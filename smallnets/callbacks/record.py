@@ -1,8 +1,9 @@
 """`RunRecord`: writes a run's `config.yaml` when it starts and its `row.json` when it ends."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
@@ -10,24 +11,25 @@ import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import nn
 
+from smallnets.callbacks.checkpoint import BestCheckpoint
+from smallnets.callbacks.describe import describe, device_clock
 from smallnets.callbacks.health import Health
 from smallnets.data.chunks import Chunk
-from smallnets.data.seeds import global_seed
-from smallnets.measure import count
-from smallnets.models.name import name_of
+from smallnets.errors import UserError
 from smallnets.results.provenance import config_digest, git_state, versions
 from smallnets.results.row import read_row, update_row, write_row, write_text
 from smallnets.results.test_ledger import file_digest
 
 
 class RunRecord(Callback):
-    """Keeps a run's account: seconds, images a second, counts, figures, status.
+    """Keeps a run's account: seconds, images a second, counts, figures, seeds, status.
 
     `row.json` is written last, by rename, so a folder with a row is a run that has ended; `status` says how:
     `finished`, `failed` (with `error`) or `interrupted`. Seconds and images are carried through checkpoints: those of
-    a resumed run include the time before the interruption, up to its last checkpoint.
+    a resumed run include the time before the interruption, up to its last checkpoint. `seconds` are those of the wall;
+    `device_seconds` those of all ranks' devices: on a CPU the time of this process on its cores, on a GPU the wall's,
+    and that times the number of ranks.
 
     Args:
         folder: the run's folder; None for the trainer's log folder.
@@ -37,25 +39,33 @@ class RunRecord(Callback):
     def __init__(self, folder: str | Path | None = None, config: dict[str, Any] | None = None) -> None:
         self._folder = Path(folder) if folder else None
         self._config = config or {}
-        self._seconds_before = 0.0
+        self._seconds_before = self._device_before = 0.0
         self._train_seconds = 0.0
+        self._device = torch.device("cpu")
         self._images = 0
         self._metrics: dict[str, float] = {}
         self._start = self._epoch_start = time.perf_counter()
+        self._device_start = device_clock(self._device)
 
     # -- the run's clock ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "seconds": self._seconds_before + time.perf_counter() - self._start,
+            "device_seconds": self._device_seconds(),
             # With what has passed of an epoch that is saved in its middle.
             "train_seconds": self._train_seconds + time.perf_counter() - self._epoch_start,
             "images": self._images,
             "metrics": self._metrics,
         }
 
+    def _device_seconds(self) -> float:
+        return self._device_before + device_clock(self._device) - self._device_start
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._seconds_before = state_dict["seconds"]
+        # A checkpoint of an earlier version does not say.
+        self._device_before = state_dict.get("device_seconds", 0.0)
         self._train_seconds = state_dict["train_seconds"]
         self._images = state_dict["images"]
         self._metrics = state_dict["metrics"]
@@ -64,9 +74,11 @@ class RunRecord(Callback):
         if stage != "fit":
             return
         # A second fit is a run of its own; a resumed one gets these from its checkpoint, after this.
-        self._seconds_before = self._train_seconds = 0.0
+        self._seconds_before = self._device_before = self._train_seconds = 0.0
         self._images, self._metrics = 0, {}
         self._start = self._epoch_start = time.perf_counter()
+        self._device = trainer.strategy.root_device
+        self._device_start = device_clock(self._device)
         folder = self._folder or (Path(trainer.log_dir) if trainer.log_dir else None)
         # Rank 0 chose the folder; the others would have taken the next number.
         self._folder = trainer.strategy.broadcast(folder)
@@ -119,7 +131,9 @@ class RunRecord(Callback):
         if isinstance(exception, (KeyboardInterrupt, SIGTERMException)):
             self._write(trainer, pl_module, "interrupted")
         else:
-            self._write(trainer, pl_module, "failed", f"{type(exception).__name__}: {exception}")
+            # Of data that cannot be read, or on a full disk, there can be no row; what is told is the failure itself.
+            with suppress(UserError, OSError):
+                self._write(trainer, pl_module, "failed", f"{type(exception).__name__}: {exception}")
 
     def _write(self, trainer: L.Trainer, module: L.LightningModule, status: str, error: str | None = None) -> None:
         if not trainer.is_global_zero or self._folder is None or _dev_run(trainer):
@@ -158,6 +172,7 @@ class RunRecord(Callback):
         return {
             # The figure of the checkpoint that validation chose, which is the one that `test` reads.
             "val_accuracy": round(float(best_score), 6) if best_score is not None else last,
+            "selection": _selection(best),
             "val_accuracy_last": last,
             "val_loss_last": metrics.get("val/loss"),
             "train_accuracy_last": metrics.get("train/accuracy"),
@@ -165,10 +180,19 @@ class RunRecord(Callback):
             "epochs": trainer.current_epoch,
             "steps": trainer.global_step,
             "seconds": round(self._seconds_before + time.perf_counter() - self._start, 3),
+            "device_seconds": round(self._device_seconds() * trainer.world_size, 3),
             "images_per_second": round(self._images / self._train_seconds, 1) if self._train_seconds else None,
             "health": health[0].findings if health else [],
             "pruning": _records(trainer.callbacks),  # type: ignore[attr-defined]
         }
+
+
+def _selection(best: list[ModelCheckpoint]) -> str:
+    """The rule by which the network was chosen whose figures these are."""
+    if not best:
+        return "the last epoch"
+    rule = {"max": "the highest", "min": "the lowest"}[best[0].mode]
+    return f"{rule} val_accuracy{', the latest of equals' if isinstance(best[0], BestCheckpoint) else ''}"
 
 
 def _records(callbacks: list[Callback]) -> list[dict[str, Any]]:
@@ -189,7 +213,9 @@ _UNTESTED: dict[str, Any] = {
 
 _UNTRAINED: dict[str, Any] = {
     "val_accuracy": None,
+    "selection": None,
     "seconds": None,
+    "device_seconds": None,
     "images_per_second": None,
     "epochs": None,
     "steps": None,
@@ -202,30 +228,3 @@ def unfinished_row(folder: Path, trainer: L.Trainer, module: L.LightningModule, 
     about = {"name": folder.parent.name, "run": folder.name, "status": "unfinished", "error": None}
     where = {"config": None, "config_digest": None, "git": git_state(), "versions": versions()}
     return {**about, **_UNTRAINED, **_UNTESTED, **describe(trainer, module, data), **where}
-
-
-def describe(trainer: L.Trainer, module: L.LightningModule, data: Any) -> dict[str, Any]:
-    """What a row says of the network, the data and the machine."""
-    net = cast(nn.Module, module.net)
-    # In a script of one's own the images may come without a data module; then the network says what it was built for.
-    image_size = int(getattr(data, "image_size", None) or getattr(net, "image_size", None) or 32)
-    in_channels = int(getattr(data, "in_channels", None) or getattr(net, "in_channels", None) or 3)
-    counts = count(net, image_size=image_size, in_channels=in_channels)
-    device = module.device
-    return {
-        "net": name_of(net),
-        "parameters": counts.parameters,
-        "nonzero_parameters": counts.nonzero_parameters,
-        "macs": counts.macs,
-        "bytes": counts.bytes,
-        "data": getattr(data, "name", None),
-        "data_digest": getattr(data, "digest", None),
-        "num_classes": getattr(data, "num_classes", None) or getattr(net, "num_classes", None),
-        "batch_size": getattr(data, "batch_size", None),
-        "seed": global_seed(),
-        "split_seed": getattr(data, "split_seed", None),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "world_size": trainer.world_size,
-        "precision": str(trainer.precision),
-        "threads": torch.get_num_threads(),
-    }

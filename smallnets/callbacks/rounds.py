@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 
 from smallnets.callbacks.checkpoint import forget_best
 from smallnets.callbacks.ema import EMA
+from smallnets.callbacks.health import Health
 from smallnets.callbacks.masks import PruningSchedule
 from smallnets.callbacks.structure import require_whole_weights
 from smallnets.errors import UserError
@@ -61,7 +62,7 @@ def start_round(
 
     Law: the weights are mask x `weights` (those that are there, if None), every buffer is that of `weights`, the
     optimizer's state is empty, its rates and the schedule are `standing`'s, and the data are those of a plain fit from
-    that batch of that epoch. Averages and the choice of a best checkpoint start anew.
+    that batch of that epoch. Averages, the choice of a best checkpoint and the grace of `Health` start anew.
 
     Every rank must give the same.
     """
@@ -74,6 +75,8 @@ def start_round(
     for callback in trainer.callbacks:
         if isinstance(callback, EMA):
             callback.begin_at(trainer.global_step)
+        elif isinstance(callback, Health):
+            callback.begin_again(trainer.current_epoch)
     forget_best(trainer)
 
 

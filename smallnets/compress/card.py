@@ -11,6 +11,7 @@ from smallnets.measure import Counts
 from smallnets.measure.latency import Latency
 from smallnets.measure.memory import Memory
 from smallnets.measure.micronet import MicroNet
+from smallnets.surgery import FakeQuantized
 
 UNKNOWN = "not known"
 NOT_MEASURED = "not measured"
@@ -57,6 +58,7 @@ def card(subject: Subject, facts: Facts, file: Path) -> str:
     counts, memory = facts.counts, facts.memory
     c, h, w = subject.shape
     channels = {1: "grey", 3: "red, green, blue"}.get(c, str(c))
+    computed = "as trained, with int8 numbers" if isinstance(subject.net, FakeQuantized) else "in fp32"
     batch = f"N of 1 to {facts.most}" if facts.most else "any N"
     shown = [
         f"# {file.name}",
@@ -99,9 +101,9 @@ def card(subject: Subject, facts: Facts, file: Path) -> str:
             ("", "value"),
             [
                 ("validation accuracy, this file", _share(facts.val_accuracy.get("file"))),
-                ("validation accuracy, network in fp32", _share(facts.val_accuracy.get("network"))),
+                (f"validation accuracy, network {computed}", _share(facts.val_accuracy.get("network"))),
                 ("validation accuracy, the run's row", _share(row.get("val_accuracy"))),
-                ("test accuracy, the run's row (of the network in fp32)", _share(row.get("test_accuracy"))),
+                (f"test accuracy, the run's row (of the network {computed})", _share(row.get("test_accuracy"))),
             ],
         ),
         "",

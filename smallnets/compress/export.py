@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from smallnets.compress.quantize import pt2e_int8, require_images, static_int8
 from smallnets.compress.runtime import FORMATS, quiet, require
+from smallnets.compress.trained import trained_int8
 from smallnets.errors import RunError, UserError
+from smallnets.surgery.fake_quantize import FakeQuantized
 from smallnets.surgery.fold import fold
 
 # What each format's own runtime can hold.
@@ -55,6 +57,15 @@ def prepared(net: nn.Module, dtype: str = "fp32") -> nn.Module:
     return InPrecision(bare, _TORCH[dtype]).eval() if dtype in _TORCH else bare
 
 
+def require_trained(format: str, dtype: str, name: str) -> None:
+    """UserError for a form in which a network of quantisation-aware training would not compute what it learned."""
+    if (format, dtype) != ("onnx", "int8"):
+        raise UserError(
+            f"{name} was trained with int8 numbers (QuantAwareTraining) and is written as onnx, int8; asked for was"
+            f" {format}, {dtype}"
+        )
+
+
 def to_file(
     net: nn.Module,
     path: str | Path,
@@ -64,13 +75,14 @@ def to_file(
     calibration: Tensor | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes `net` to `path` as a file that maps float32 images (N, *image_shape) to float32 logits, for any N.
+    """Writes `net` to `path` as a file that maps float32 images (N, channels, rows, columns) to logits, for any N.
 
     BatchNorm is folded into the convolutions; zeros that masks left are stored as the weights they are. The file is
     written beside its place and renamed. `net` is not changed.
 
     Args:
-        net: maps images to logits; in any mode, on any device.
+        net: maps images to logits; in any mode, on any device. A `FakeQuantized` is written as onnx int8 alone: with
+            the numbers of its training, and no `calibration`.
         path: of the file.
         image_shape: channels, rows, columns.
         format: "onnx" (ONNX Runtime), "pt2" (torch.export) or "executorch" (ExecuTorch with XNNPACK; N at
@@ -78,11 +90,12 @@ def to_file(
         dtype: of the weights and of the arithmetic: "fp32"; "fp16" (onnx, pt2); "bf16" (pt2); "int8" (onnx,
             executorch): static, one scale for each output channel of a weight, ranges of activations from
             `calibration`.
-        calibration: for "int8", training images without augmentation, normalised, (N, *image_shape).
+        calibration: for "int8", training images without augmentation, normalised, (N, channels, rows, columns).
         notes: plain facts that are kept in the file, where its format can (onnx, pt2).
 
     Raises:
-        UserError: an unknown format or dtype, no calibration images, or a runtime that is not installed.
+        UserError: an unknown format or dtype, one that a `FakeQuantized` is not written in, no calibration images, or a
+            runtime that is not installed.
         RunError: the network has an operator that the format lacks.
     """
     if format not in FORMATS:
@@ -90,17 +103,22 @@ def to_file(
     if dtype not in DTYPES[format]:
         raise UserError(f"{format} is written in {', '.join(DTYPES[format])}, not {dtype!r}")
     path = Path(path)
-    if dtype == "int8":
+    trained = isinstance(net, FakeQuantized)
+    if trained:
+        require_trained(format, dtype, type(net.net).__name__)
+        calibration = None
+    elif dtype == "int8":
         calibration = require_images(calibration, image_shape)
     require(format)
-    ready = prepared(net, dtype)
+    ready = trained_int8(net) if isinstance(net, FakeQuantized) else prepared(net, dtype)
     example = torch.zeros(2, *image_shape) if calibration is None else calibration[:2].clone()
     if len(example) < 2:  # torch.export takes a batch of one for a constant
         example = example.repeat(2, 1, 1, 1)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{FORMATS[format]}")
     try:
         with quiet(), torch.no_grad():
-            _WRITERS[format](ready, example, part, calibration if dtype == "int8" else None, dict(notes or {}))
+            images = calibration if dtype == "int8" else None
+            _WRITERS[format](ready, example, part, images, dict(notes or {}))
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)

@@ -8,9 +8,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from smallnets.models.name import name_of
-from smallnets.results.load import CHECKPOINT_KEY, network_of, read_checkpoint
+from smallnets.results.load import CHECKPOINT_KEY, fake_quantized, network_of, read_checkpoint
 from smallnets.results.row import read_row
 from smallnets.results.run import RunFolder
+from smallnets.surgery.fake_quantize import FakeQuantized
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Subject:
     """A network and the images that it was trained for.
 
     Attributes:
-        net: in eval mode on the CPU.
+        net: in eval mode on the CPU; a `FakeQuantized` where quantisation-aware training trained it.
         name: the network's.
         image_size, in_channels: of its images.
         mean, std: of each channel, for pixels in [0, 1]; empty where the checkpoint does not know its data.
@@ -39,6 +40,11 @@ class Subject:
     split_seed: int | None
     checkpoint: Path
     row: dict[str, Any] | None
+
+    @property
+    def stored(self) -> nn.Module:
+        """The network whose weights are counted: of a `FakeQuantized`, with the weights that it computes with."""
+        return self.net.snapped() if isinstance(self.net, FakeQuantized) else self.net
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -68,7 +74,7 @@ def read_subject(path: str | Path, net: nn.Module | None = None) -> Subject:
     loaded = network_of(checkpoint, path, net)
     folder = RunFolder.owning(Path(path))
     return Subject(
-        net=loaded,
+        net=fake_quantized(checkpoint, loaded) or loaded,
         name=name_of(loaded),
         image_size=about["image_size"] or 32,
         in_channels=about["in_channels"] or 3,

@@ -29,9 +29,14 @@ def require(name: str, root: str | Path, states: list[FileState]) -> None:
             raise RunError(f"{name}: {path} is damaged: {why}. Delete it and run {fetch}")
         if state == "missing":
             raise RunError(
-                f"{name}: {path} is missing. Set --data.root to the folder that holds {path.parent.name}/{_hint(path)},"
-                f" or run {fetch}"
+                f"{name}: {path} is missing. Set --data.root to the folder that holds {_inner(path, root)}/"
+                f"{_hint(path)}, or run {fetch}"
             )
+
+
+def _inner(path: Path, root: str | Path) -> str:
+    """The folder right in `root` that holds a file."""
+    return path.relative_to(root).parts[0] if path.is_relative_to(root) else path.parent.name
 
 
 def _hint(missing: Path) -> str:
@@ -58,7 +63,8 @@ def downloading(name: str, root: str | Path, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # Of several lines, such as a telling of all mirrors, the last says what went wrong.
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise RunError(
             f"{name}: {what} could not be downloaded ({reason}). Put {what} into {root} by hand (or set --data.root),"
             f" then run `smallnets data fetch {name} --root {root}`"

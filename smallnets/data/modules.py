@@ -1,7 +1,7 @@
 """`ImageData`: a data set with its split, its loaders, and what is done to a batch on the device."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,7 +96,8 @@ class ImageData(L.LightningDataModule, ABC):
         if std is not None and min(std) <= 0:
             raise UserError(f"--data.std is above 0 for each channel, not {std}")
         self._augmentations = parse(augment)  # a mistake in it is told before anything is read
-        self.root, self.batch_size, self.augment = root, batch_size, list(augment)
+        # A shell leaves the ~ of --data.root=~/images as it is.
+        self.root, self.batch_size, self.augment = str(Path(root).expanduser()), batch_size, list(augment)
         self.eval_batch_size = eval_batch_size or max(batch_size, 512)
         self.split_seed, self.order_seed, self.augment_seed = split_seed, order_seed, augment_seed
         self.download, self.train_size, self.predict_from = download, train_size, predict_from
@@ -145,6 +146,11 @@ class ImageData(L.LightningDataModule, ABC):
         """sha256 of the pixels and labels that are trained on."""
         return self._parts.digest
 
+    @property
+    def split_digest(self) -> str:
+        """sha256 of which images are trained on and which validate."""
+        return self._parts.split_digest
+
     def labels(self, split: Literal["train", "val", "test"]) -> Tensor:
         """The labels of a split, int64; those of `test` read the test part."""
         if split == "test":
@@ -155,6 +161,35 @@ class ImageData(L.LightningDataModule, ABC):
     def batches_per_epoch(self, world_size: int = 1) -> int:
         """Training batches in an epoch on each of `world_size` ranks."""
         return len(batch_bounds(len(self._parts.train_indices), self.batch_size, world_size)) - 1
+
+    # -- a look at it ------------------------------------------------------------------------------------------------
+
+    def batches(self, split: Literal["train", "val"] = "val") -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images (N, channels, height, width) and labels (N,) of a split, in its order, never augmented.
+
+        Raises:
+            UserError: for the test split, whose images are read by `test` alone.
+        """
+        if split not in ("train", "val"):
+            raise UserError(f"batches are of train or val, not {split!r}: the test images are read by `test` alone")
+        indices = self._parts.train_indices if split == "train" else self._parts.val_indices
+        for batch in self._evaluation_loader(self._parts.train, indices):
+            yield self.on_after_batch_transfer(batch, 0)
+
+    def augmented(self, number: int = 64, epoch: int = 0) -> tuple[Tensor, Tensor]:
+        """The first training images of an epoch as the network gets them, drawn back to `pixels`, and labels (N,)."""
+        if not 1 <= number <= len(self._parts.train_indices):
+            raise UserError(f"augmented images: 1 to {len(self._parts.train_indices)}, not {number}")
+        self._augmentations = parse(self.augment, [round(255 * m) for m in self.mean])
+        loader = self._loader(self._parts.train, self._parts.train_indices, number, shuffle=True, train=True)
+        loader.set_epoch(epoch)
+        images, labels = self.on_after_batch_transfer(next(iter(loader)), 0)
+        return self.pixels(images), labels.cpu()
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Normalised images (N, channels, height, width) back to pixels in [0, 1], float32, on the CPU."""
+        mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (images.detach().float() * std + mean).clamp(0, 1).cpu()
 
     # -- Lightning's hooks -------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """`Parts`: the training, validation and test images of one data set, read when they are first needed."""
 
+import hashlib
 from functools import cached_property
 
 import numpy as np
@@ -85,3 +86,12 @@ class Parts:
         """sha256 of the pixels and labels that are trained on."""
         key = f"digest split_seed={self._split_seed} train_size={self._train_size}"
         return self._source.remember(key, lambda: digest_of(self.train, self.train_indices))
+
+    @cached_property
+    def split_digest(self) -> str:
+        """sha256 of which images are trained on and which validate: their indices as int64, little end first."""
+        digest = hashlib.sha256()
+        for indices in (self.train_indices, self.val_indices):
+            digest.update(len(indices).to_bytes(8, "little"))
+            digest.update(np.ascontiguousarray(indices, dtype="<i8").tobytes())
+        return digest.hexdigest()

@@ -40,6 +40,10 @@ class Budget:
 
     A limit is a whole number or a string with K = 1e3, M = 1e6 or G = 1e9, such as "5M"; it is kept as the number. A
     network exactly at its limit is within it. Raises UserError for a limit that is not such a number, or none at all.
+
+    >>> from smallnets.measure import Budget
+    >>> Budget(parameters="1.5M", macs=100).limits()
+    {'parameters': 1500000, 'macs': 100}
     """
 
     parameters: int | str | None = None

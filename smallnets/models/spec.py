@@ -46,8 +46,8 @@ def spec_of(net: nn.Module) -> dict[str, Any] | None:
     The arguments are read from the constructor's signature and their values from the attributes of the same names, so
     the network of any class, also a user's own, can be rebuilt when it keeps its arguments as plain data (None, bool,
     int, float, str, and lists, tuples and dicts of these). Tuples become lists. None too for a class that cannot be
-    imported by its path (one defined inside a function) and for constructors with positional-only, *args or **kwargs
-    parameters.
+    imported by its path (one defined inside a function) and for constructors with positional-only, `*args` or
+    `**kwargs` parameters.
     """
     cls = type(net)
     if "<locals>" in cls.__qualname__:

@@ -29,7 +29,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def magnitude(net: nn.Module, masks: Masks | None = None) -> Scores:
-    """|w| (Han et al. 2015)."""
+    """`|w|` (Han et al. 2015)."""
     return {name: weight.detach().abs() for name, weight in _weights(net, masks).items()}
 
 
@@ -44,12 +44,12 @@ def random(net: nn.Module, masks: Masks | None = None, seed: int = 0) -> Scores:
 
 
 def gradient_magnitude(net: nn.Module, batches: Batches, loss: Loss, masks: Masks | None = None) -> Scores:
-    """|dL/dw| of the mean loss L over all images of the batches."""
+    """`|dL/dw|` of the mean loss L over all images of the batches."""
     return {name: grad.abs() for name, grad in _gradients(net, batches, loss, masks).items()}
 
 
 def taylor(net: nn.Module, batches: Batches, loss: Loss, masks: Masks | None = None) -> Scores:
-    """|w dL/dw|: what removing a weight changes in the loss, to first order.
+    """`|w dL/dw|`: what removing a weight changes in the loss, to first order.
 
     SNIP (Lee et al. 2019) divides it by its sum, which changes no ranking; on trained networks it is the Taylor
     criterion (Molchanov et al. 2019, there squared).
@@ -66,9 +66,9 @@ def grasp(
 ) -> Scores:
     """w (H g): gradient signal preservation (Wang et al. 2020), with g and H of the scored weights alone.
 
-    Removing a weight changes |g|^2 by -2 w (H g) to first order. The paper writes S = -w (H g) and removes the highest
-    S; here the sign is turned, so that the highest are kept. Logits are divided by `temperature` first (200 in the
-    authors' program).
+    Removing a weight changes `|g|^2` by `-2 w (H g)` to first order. The paper writes S = -w (H g) and removes the
+    highest S; here the sign is turned, so that the highest are kept. Logits are divided by `temperature` first (200 in
+    the authors' program).
     """
     if not temperature > 0:
         raise UserError(f"temperature must be above 0, got {temperature}")
@@ -103,7 +103,7 @@ def synflow(
 ) -> Masks:
     """Masks by iterative synaptic flow (Tanaka et al. 2020), without data.
 
-    In each round the score |w dR/dw| is taken anew, with R the sum of the logits for an image of ones when every
+    In each round the score `|w dR/dw|` is taken anew, with R the sum of the logits for an image of ones when every
     parameter and running statistic is replaced by its absolute value, in double precision and evaluation mode; what
     scores highest over all layers is kept. The density falls from that of `masks` (1 without them) to the target
     exponentially, as in `select_in_rounds`. The last count is exact.

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from smallnets.errors import UserError
-from smallnets.pruning.criteria import magnitude, random
+from smallnets.pruning.criteria import Scores, magnitude, random
 from smallnets.pruning.masks import Masks
 from smallnets.pruning.prunable import plain
+from smallnets.pruning.quaternion import Unit, choose, layer_of, units
 from smallnets.pruning.schedules import Time
 from smallnets.pruning.select import Scope, kept_of, next_kept, select
 
@@ -72,6 +73,8 @@ class LotteryPlan:
 
     Law of counts: with `fraction` p a round leaves kept - ceil(p * kept) of all weights that have masks (scope
     `global`) or of each layer (scope `layer`), exactly; with `densities` round(density * total) of the dense count.
+    Counts are in units: with `component` those of each component of a layer by itself; with `quaternion` those of a
+    layer's quaternions, and with scope `global` of all quaternions, and of all weights of real layers.
 
     Args:
         rounds: how often is pruned; 1 or more.
@@ -85,6 +88,10 @@ class LotteryPlan:
         rewind: `weights` goes back to the weights and the schedule of that point; `rate` (Renda et al. 2020) keeps the
             trained weights and buffers and rewinds the schedule; `none` is fine-tuning: the weights stay and the rate
             is that of the last dense step. All three train the same number of steps.
+        unit: what is kept or removed together: `weight`; of quaternion networks also `component` or `quaternion`
+            (`pruning.quaternion.choose`).
+        floor: units that every layer keeps at least, however few its share would be; with 0 a plan by which a layer
+            would be emptied is refused.
 
     Raises:
         UserError: a number out of its range.
@@ -99,14 +106,18 @@ class LotteryPlan:
     head_rate_half: bool = False
     rewind_to: str = "0it"
     rewind: Rewind = "weights"
+    unit: Unit = "weight"
+    floor: int = 0
 
     def __post_init__(self) -> None:
         for name, value in {"rounds": self.rounds, "epochs_per_round": self.epochs}.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} must be a whole number, 1 or more, got {value!r}")
-        for name, kind in {"criterion": Criterion, "scope": Scope, "rewind": Rewind}.items():
+        for name, kind in {"criterion": Criterion, "scope": Scope, "rewind": Rewind, "unit": Unit}.items():
             if getattr(self, name) not in get_args(kind):
                 raise UserError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+        if isinstance(self.floor, bool) or not isinstance(self.floor, int) or self.floor < 0:
+            raise UserError(f"floor must be a whole number of weights, 0 or more, got {self.floor!r}")
         Time.parse(self.rewind_to)
         if self.densities is None:
             fraction = 0.2 if self.fraction is None else self.fraction
@@ -153,24 +164,30 @@ class LotteryPlan:
 
     # -- what --------------------------------------------------------------------------------------------------------
 
-    def check(self, masks: Masks) -> None:
-        """UserError if some round would empty a layer, for masks as the lottery starts with."""
+    def check(self, net: nn.Module, masks: Masks) -> None:
+        """UserError if some round would empty a layer of `net`, for masks as the lottery starts with."""
+        head = list(masks)[-1]
+        for group in units(net, masks, self.unit):
+            self._check(group, head)
+
+    def _check(self, masks: Masks, head: str) -> None:
+        what = "quaternions" if self.unit == "quaternion" else "weights"
         if self.scope == "global":
             kept = masks.kept
             for number in range(1, self.rounds + 1):
                 kept = self._global_kept(kept, masks.total, number)
-                if kept < len(masks):
+                if kept < len(masks) * self._least:
                     raise UserError(
-                        f"round {number} would keep {kept:,} weights of {len(masks)} layers, and some layer none: at"
-                        " least one each is needed"
+                        f"round {number} would keep {kept:,} {what} of {len(masks)} layers, and some layer none: at"
+                        f" least {'one' if self._least == 1 else self._least} each is needed"
                     )
             return
         for layer in masks.layers:
             kept = layer.kept
             for number in range(1, self.rounds + 1):
-                kept = self._layer_kept(kept, layer.total, self._rate(masks, layer.name), number)
+                kept = self._layer_kept(kept, layer.total, self._rate(layer.name, head), number)
                 if kept < 1:
-                    raise UserError(f"round {number} would remove all {layer.total:,} weights of {layer.name}")
+                    raise UserError(f"round {number} would remove all {layer.total:,} {what} of {layer.name}")
 
     def prune(self, net: nn.Module, masks: Masks, number: int, seed: int = 0) -> Masks:
         """The masks of round `number`, 1 or more, from the trained network and the masks of the round before.
@@ -178,10 +195,15 @@ class LotteryPlan:
         `seed` is that of the random criterion; by magnitude nothing is random.
         """
         scores = magnitude(net, masks) if self.criterion == "magnitude" else random(net, masks, seed)
+        head = list(masks)[-1]
+        return choose(net, scores, masks, self.unit, lambda each, now: self._picked(each, now, number, head))
+
+    def _picked(self, scores: Scores, masks: Masks, number: int, head: str) -> Masks:
         if self.scope == "global":
-            return select(scores, kept=self._global_kept(masks.kept, masks.total, number), masks=masks)
+            kept = self._global_kept(masks.kept, masks.total, number)
+            return select(scores, kept=kept, masks=masks, floor=self._least)
         counts = {
-            each.name: self._layer_kept(each.kept, each.total, self._rate(masks, each.name), number)
+            each.name: self._layer_kept(each.kept, each.total, self._rate(each.name, head), number)
             for each in masks.layers
         }
         totals = {each.name: each.total for each in masks.layers}
@@ -195,13 +217,17 @@ class LotteryPlan:
         return next_kept(kept, self.fraction)
 
     def _layer_kept(self, kept: int, total: int, rate: float, number: int) -> int:
-        if self.densities is not None:
-            return min(kept, kept_of(total, self.densities[number - 1]))
-        return next_kept(kept, rate)
+        share = next_kept(kept, rate) if self.densities is None else kept_of(total, self.densities[number - 1])
+        return min(kept, max(self.floor, share))
 
-    def _rate(self, masks: Masks, name: str) -> float:
+    @property
+    def _least(self) -> int:
+        """A global choice never empties a layer."""
+        return max(1, self.floor)
+
+    def _rate(self, name: str, head: str) -> float:
         rate = self.fraction or 0.0
-        return rate / 2 if self.head_rate_half and name == list(masks)[-1] else rate
+        return rate / 2 if self.head_rate_half and layer_of(name) == head else rate
 
     def as_plain(self) -> dict[str, Any]:
         """Plain data, for checkpoints and rows."""

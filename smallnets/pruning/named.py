@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Literal
 
 import torch.nn.functional as F
@@ -22,7 +23,8 @@ from smallnets.pruning.criteria import (
     taylor,
 )
 from smallnets.pruning.masks import Masks
-from smallnets.pruning.select import Scope, select_in_rounds
+from smallnets.pruning.quaternion import Unit, choose
+from smallnets.pruning.select import Scope, select, select_in_rounds
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ class Criterion:
     """Scores of a network's masked layers, higher is kept.
 
     `needs` says what of `Inputs` it cannot do without. An `iterative` one is scored anew many times on the way to a
-    density, each time under the masks so far.
+    density, each time under the masks so far. With `norm` a quaternion's score is the norm of its four weights', and
+    their sum without.
     """
 
     scores: Callable[[nn.Module, Masks, Inputs], Scores]
     needs: Literal["nothing", "batches", "movement"] = "nothing"
     iterative: bool = False
+    norm: bool = False
 
 
 def _movement(net: nn.Module, masks: Masks, given: Inputs) -> Scores:
@@ -57,10 +61,10 @@ def _movement(net: nn.Module, masks: Masks, given: Inputs) -> Scores:
 
 # Further entries are taken like these, from Python and the command line.
 CRITERIA: dict[str, Criterion] = {
-    "magnitude": Criterion(lambda net, masks, given: magnitude(net, masks)),
+    "magnitude": Criterion(lambda net, masks, given: magnitude(net, masks), norm=True),
     "random": Criterion(lambda net, masks, given: random(net, masks, given.seed)),
     "gradient_magnitude": Criterion(
-        lambda net, masks, given: gradient_magnitude(net, given.batches, given.loss, masks), "batches"
+        lambda net, masks, given: gradient_magnitude(net, given.batches, given.loss, masks), "batches", norm=True
     ),
     "taylor": Criterion(lambda net, masks, given: taylor(net, given.batches, given.loss, masks), "batches"),
     "snip": Criterion(lambda net, masks, given: taylor(net, given.batches, given.loss, masks), "batches"),
@@ -73,11 +77,35 @@ CRITERIA: dict[str, Criterion] = {
 
 
 def criterion_named(name: str) -> Criterion:
-    """The entry of `CRITERIA`; UserError, with the nearest names, for one that is not there."""
+    """The entry of `CRITERIA`, or one's own by its dotted path: a `Criterion`, or a function of (net, masks, inputs).
+
+    UserError, with the nearest names, for one that is not there.
+    """
+    if name not in CRITERIA and "." in str(name):
+        return _imported(name)
     if name not in CRITERIA:
         near = difflib.get_close_matches(str(name), CRITERIA, n=2, cutoff=0.5) or list(CRITERIA)
         raise UserError(f"no criterion is called {name!r}; nearest: {', '.join(near)}")
     return CRITERIA[name]
+
+
+def _imported(path: str) -> Criterion:
+    module, _, attribute = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"criterion {path} cannot be imported from here: {error}") from error
+    if isinstance(found, Criterion):
+        return found
+    if not callable(found):
+        raise UserError(f"criterion {path} must be a Criterion or a function of (net, masks, inputs), got {found!r}")
+    return Criterion(found)
+
+
+def check_unit(criterion: str, unit: Unit) -> None:
+    """UserError for an iterative criterion with another unit than `weight`."""
+    if unit != "weight" and criterion_named(criterion).iterative:
+        raise UserError(f"{criterion} scores single weights, anew in rounds: it has no unit {unit}")
 
 
 def next_masks(
@@ -89,6 +117,7 @@ def next_masks(
     scope: Scope = "global",
     densities: Literal["uniform", "erk"] | None = None,
     floor: int = 1,
+    unit: Unit = "weight",
     batches: Batches = (),
     loss: Loss = F.cross_entropy,
     seed: int = 0,
@@ -102,13 +131,15 @@ def next_masks(
         masks = next_masks(net, masks, "magnitude", 0.1)
         masks.apply_(net)          # and again after every step of the optimizer
 
-    Laws: the kept count is exact, and what `masks` has removed stays removed (`select`); `net` is left as it is.
+    Laws: the kept count is exact, and what `masks` has removed stays removed (`select`); `net` is left as it is. With
+    the unit `quaternion` the counts of quaternions and of real layers' weights are each exact.
 
     Args:
         masks: those in force, whose layers are pruned; None for a dense network and all its usual layers.
-        criterion: a name of `CRITERIA`.
+        criterion: a name of `CRITERIA`, or the dotted path of one's own.
         density: share of all weights of these layers to keep, of the dense total.
-        scope, densities, floor: as in `select`.
+        scope, densities, floor: as in `select`, which counts in units.
+        unit: `weight`; of a quaternion network also `component` or `quaternion` (`pruning.quaternion.choose`).
         batches, loss: for `gradient_magnitude`, `taylor` (`snip`) and `grasp`: (images, targets) as the network takes
             them, and the mean loss of (logits, targets).
         seed: of `random`.
@@ -117,21 +148,25 @@ def next_masks(
         in_channels, image_size: of an image, for `synflow`.
 
     Raises:
-        UserError: a name that is not in the table, what the criterion needs and did not get, or what `select` refuses.
+        UserError: a name that is not in the table, what the criterion needs and did not get, a unit of another network
+            or of an iterative criterion, or what `select` refuses.
     """
     chosen = criterion_named(criterion)
+    check_unit(criterion, unit)
     if chosen.needs == "movement" and movement is None:
         raise UserError("the criterion movement needs the sums of a Movement that has seen training steps")
     listed = list(batches) if chosen.needs == "batches" else []
     if chosen.needs == "batches" and not listed:
         raise UserError(f"the criterion {criterion} needs batches of (images, targets)")
     given = Inputs(listed, loss, seed, movement, in_channels, image_size)
-    return select_in_rounds(
-        lambda now: chosen.scores(net, now, given),
-        rounds if chosen.iterative else 1,
-        Masks.dense(net) if masks is None else masks,
-        density=density,
-        scope=scope,
-        densities=densities,
-        floor=floor,
-    )
+    masks = Masks.dense(net) if masks is None else masks
+    if unit == "weight":
+        return select_in_rounds(
+            lambda now: chosen.scores(net, now, given), rounds if chosen.iterative else 1, masks, density=density,
+            scope=scope, densities=densities, floor=floor,
+        )  # fmt: skip
+
+    def pick(scores: Scores, now: Masks) -> Masks:
+        return select(scores, density=density, scope=scope, densities=densities, floor=floor, masks=now)
+
+    return choose(net, chosen.scores(net, masks, given), masks, unit, pick, chosen.norm)

@@ -123,6 +123,10 @@ def next_kept(kept: int, p: float) -> int:
     """kept - ceil(p * kept): what one round leaves that prunes the share p, in exact arithmetic.
 
     p is the decimal that is written (0.2 is one fifth), so that 0.2 of 100 is 20 and not 21; from 0 to 1.
+
+    >>> from smallnets.pruning import next_kept
+    >>> next_kept(100, 0.2), next_kept(7, 0.3)
+    (80, 4)
     """
     if isinstance(kept, bool) or not isinstance(kept, int) or kept < 0:
         raise UserError(f"kept must be a whole number, 0 or more, got {kept!r}")

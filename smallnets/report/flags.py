@@ -1,12 +1,12 @@
 """What a reader must know of a cell before its mean is compared with another's."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from smallnets.report.collect import Cell, differing
 
-# Rows do not hold the size of the validation set; the test set's they do.
+# Of a set whose size a row does not hold (validation, in rows of earlier versions).
 _IMAGES = 1000
 _SHOWN = 4
 
@@ -16,8 +16,8 @@ def flags(cell: Cell, baseline: Cell | None, metric: str, limits: Mapping[str, i
 
     - `over budget`: a count of a run above its limit, or why the study left the cell out.
     - `diverged`, `failed`: runs that ended with an error; they are in no mean.
-    - `at chance`: an accuracy up to five standard deviations above 1 / classes, on the test set's images or, for other
-      figures, 1,000.
+    - `at chance`: an accuracy up to five standard deviations above 1 / classes, on as many images as it was measured
+      on, or 1,000 where that is not known.
     - `differs`: settings other than the baseline's, save those that the study's axes name and those that belong to
       another class.
     - `epochs`: other than the baseline's, or not the same in all runs.
@@ -50,6 +50,22 @@ def flags(cell: Cell, baseline: Cell | None, metric: str, limits: Mapping[str, i
         shown = ", ".join(_change(name, cell.settings, baseline.settings) for name in names[:_SHOWN])
         found.append(f"differs: {shown}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''}")
     return found
+
+
+def measured_on(row: Mapping[str, Any], metric: str) -> int | None:
+    """How many images an accuracy of a row was measured on; None where it does not say."""
+    part = metric.partition("_")[0]
+    return row.get(f"{part}_size") if part in ("val", "test") else None
+
+
+def resolution(rows: Iterable[Mapping[str, Any]], metric: str) -> str | None:
+    """One sentence: the smallest difference that an accuracy of these rows can have; None where it is not known."""
+    sizes = sorted({size for row in rows if (size := measured_on(row, metric))})
+    if "accuracy" not in metric or not sizes:
+        return None
+    part = "validation" if metric.startswith("val") else "test"
+    told = " or ".join(f"{size:,} {part} images, one is {100 / size:.2g} points" for size in sizes)
+    return f"Resolution: {told}."
 
 
 def beyond_axes(cell: Cell, baseline: Cell) -> list[str]:
@@ -96,7 +112,7 @@ def _at_chance(cell: Cell, metric: str) -> list[str]:
         value, classes = row.get(metric), row.get("num_classes")
         if value is None or not classes:
             continue
-        images = (row.get("test_size") if metric.startswith("test") else None) or _IMAGES
+        images = measured_on(row, metric) or _IMAGES
         share = 1 / classes
         if value <= share + 5 * math.sqrt(share * (1 - share) / images):
             found.append(f"seed {row['seed']} ({value:.4f} of 1/{classes})")

@@ -108,7 +108,7 @@ def read_nets(arguments: Sequence[str]) -> dict[str, list[Layer]]:
         label = name if named else _label(subject)
         if label in found:
             raise UserError(f"--figure layers: two checkpoints are called {label!r}: give them names, NAME=PATH")
-        found[label] = layers_of(subject.net, subject.image_size, subject.in_channels)
+        found[label] = layers_of(subject.stored, subject.image_size, subject.in_channels)
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smallnets.report.collect import Results, is_number
+from smallnets.report.forms import Form, form_of
 from smallnets.report.verdict import DENSE, TICKET, Point
 
 # A row's figures are those of its best epoch, a round's by the same name of its last.
@@ -22,11 +23,15 @@ class Lottery:
         name: of the cell.
         weights: how many have masks, kept or not.
         points: of the dense network, the tickets and the controls.
+        parameters: of the dense network.
+        form: of which real network its network is what form; None where its rows do not say.
     """
 
     name: str
     weights: int
     points: list[Point] = field(default_factory=list)
+    parameters: int = 0
+    form: Form | None = None
 
 
 def lotteries(results: Results, metric: str = "val_accuracy") -> tuple[list[Lottery], list[str]]:
@@ -50,7 +55,10 @@ def lotteries(results: Results, metric: str = "val_accuracy") -> tuple[list[Lott
             for record in _records(row, "LotteryTicket"):
                 if not record.get("rounds"):
                     continue
-                lottery = found.setdefault(cell.name, Lottery(cell.name, record["rounds"][0]["total"]))
+                if cell.name not in found:
+                    weights, parameters = record["rounds"][0]["total"], row.get("parameters") or 0
+                    found[cell.name] = Lottery(cell.name, weights, parameters=parameters, form=form_of(row))
+                lottery = found[cell.name]
                 homes[str(row["name"]), str(row["run"])] = (cell.name, row["seed"])
                 kinds[cell.name] = (row["net"], row["data"])
                 lottery.points.extend(_rounds(row, record, metric))

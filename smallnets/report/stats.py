@@ -107,6 +107,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """P values adjusted for being several (Holm 1979): the smallest times m, the next times m - 1, never falling.
 
     None stays None and is not counted.
+
+    >>> from smallnets.report.stats import holm
+    >>> holm([0.25, 0.125, None])
+    [0.25, 0.25, None]
     """
     order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)

@@ -32,13 +32,18 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """One series at one density: its accuracies, its differences to the dense network, paired by seed, and the rule."""
+    """One series at one density: its accuracies, its differences to the dense network, paired by seed, and the rule.
+
+    `ticket_less` is what the ticket of that density is above it, paired by seed; None for ticket and dense network, and
+    where no ticket was trained.
+    """
 
     series: str
     density: float
     accuracy: Summary
     less_dense: Difference | None
     judgement: Judgement
+    ticket_less: Difference | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Verdict:
         """A plain mapping for each line, accuracies as shares of 1."""
         found = []
         for line in self.lines:
-            about, less = line.accuracy, line.less_dense
+            about, less, ticket = line.accuracy, line.less_dense, line.ticket_less
             found.append(
                 {
                     "series": line.series,
@@ -79,6 +84,9 @@ class Verdict:
                     "difference_low": less.low if less else None,
                     "difference_high": less.high if less else None,
                     "judgement": line.judgement,
+                    "ticket_less": ticket.mean if ticket else None,
+                    "ticket_less_low": ticket.low if ticket else None,
+                    "ticket_less_high": ticket.high if ticket else None,
                 }
             )
         return found
@@ -116,7 +124,7 @@ def verdict(
     that some matching ticket is one by luck is up to k times 2.5 %.
 
     Args:
-        points: the trained networks: `Point`s, or mappings with their names, as rows of a data frame are.
+        points: the trained networks, each a `Point`, or mappings with their names, as rows of a data frame are.
         margin: a loss that does not count, as a share of 1.
         most_density: what the hypothesis speaks of.
 
@@ -141,7 +149,9 @@ def verdict(
         about = summary(list(values.values()))
         assert about is not None
         less = None if series == DENSE else difference(values, dense)
-        lines[series, density] = Line(series, density, about, less, "matching" if less is None else judge(less, margin))
+        ticket = None if series in (DENSE, TICKET) else difference(by_seed(groups.get((TICKET, density), [])), values)
+        judgement: Judgement = "matching" if less is None else judge(less, margin)
+        lines[series, density] = Line(series, density, about, less, judgement, ticket)
     matching = [d for (series, d), line in lines.items() if series == TICKET and line.judgement == "matching"]
     finding, reason = _decide(lines, groups, most_density)
     within = f"at {100 * most_density:g} % of the weights or less"
@@ -172,10 +182,9 @@ def _at(
     ticket = lines[TICKET, density]
     control = lines.get((REINITIALISED, density))
     told = f"the ticket is {_judged(ticket)}"
-    if ticket.judgement == "worse":
-        return "refuted", told
-    if ticket.judgement == "open":
-        return "undecided", told
+    if ticket.judgement != "matching":
+        finding: Finding = "refuted" if ticket.judgement == "worse" else "undecided"
+        return finding, told + (f" and {_beside(control)}" if control else "")
     longest = [max((p.epochs for p in groups[key] if p.epochs is not None), default=None) for key in
                ((TICKET, density), (DENSE, 1.0))]  # fmt: skip
     if longest[0] is not None and longest[1] is not None and longest[0] > longest[1]:
@@ -185,7 +194,7 @@ def _at(
         )
     if control is None:
         return "undecided", f"{told}, but no reinitialised one was trained"
-    told += f" and the reinitialised one {_judged(control)}"
+    told += f", the reinitialised one {_judged(control)}, and {_beside(control)}"
     if control.judgement == "worse":
         return "supported", told
     return ("refuted" if control.judgement == "matching" else "undecided"), told
@@ -197,6 +206,15 @@ def _judged(line: Line) -> str:
         return "not decided (fewer than two pairs of seeds)"
     words = {"matching": "matching", "worse": "worse", "open": "not decided"}[line.judgement]
     return f"{words} ({100 * less.mean:+.2f} points, {100 * less.low:+.2f} to {100 * less.high:+.2f}, n = {less.pairs})"
+
+
+def _beside(control: Line) -> str:
+    """How far the ticket is above the reinitialised one, with the interval of the differences of the same seeds."""
+    less = control.ticket_less
+    if less is None or less.low is None or less.high is None:
+        return "beside the reinitialised one not measured (fewer than two pairs of seeds)"
+    interval = f"{100 * less.low:+.2f} to {100 * less.high:+.2f}, n = {less.pairs}"
+    return f"{100 * less.mean:+.2f} points beside the reinitialised one ({interval})"
 
 
 def by_seed(points: Iterable[Point]) -> dict[int, float]:

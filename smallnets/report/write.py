@@ -10,10 +10,12 @@ import pandas as pd
 from smallnets.report.checklist import Checklist
 from smallnets.report.collect import Results
 from smallnets.report.figures import save
+from smallnets.report.flags import resolution
 from smallnets.report.lottery import Lottery, lotteries
 from smallnets.report.lottery_figure import LotteryFigure
 from smallnets.report.page import Page
-from smallnets.report.pareto import COSTS, ParetoFigure
+from smallnets.report.pareto import COSTS, ParetoFigure, machines
+from smallnets.report.remaining import Family, RemainingFigure, families, remaining_table, sentences
 from smallnets.report.tables import ResultTable, interval, is_share, markdown, number
 from smallnets.report.verdict import DENSE, MARGIN, TICKET, Verdict, verdict
 from smallnets.results.row import write_text
@@ -46,12 +48,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Report:
-    """What was made: the table, a verdict for each lottery, all files, and what was left out."""
+    """What was made: the table, a verdict for each lottery, all files, and what was left out.
+
+    `beside` says of each real network where its curve and those of its other forms cross.
+    """
 
     table: ResultTable
     verdicts: dict[str, Verdict]
     files: list[Path]
     problems: list[str]
+    beside: list[str] = field(default_factory=list)
 
     @property
     def page(self) -> Path:
@@ -76,6 +82,10 @@ def write_report(results: Results, out: Path, asked: Asked) -> Report:
         page.heading("Accuracy against weights remaining")
         page.text("Lines are means over seeds, bands one standard deviation; dashed: the dense network.")
         page.chart(figure.plot())
+    said: list[str] = []
+    if beside := families(found):
+        said = sentences(beside)
+        files += _forms(beside, said, asked, out, page)
     if is_share(asked.metric):
         files += _costs(results, asked, out, page)
     files += _checklist(Checklist(results), out, page)
@@ -84,7 +94,7 @@ def write_report(results: Results, out: Path, asked: Asked) -> Report:
         page.heading("Left out")
         page.listed(problems)
     write_text(out / "index.html", page.html())
-    return Report(table, verdicts, [*files, out / "index.html"], problems)
+    return Report(table, verdicts, [*files, out / "index.html"], problems, said)
 
 
 def can_judge(lottery: Lottery) -> bool:
@@ -94,7 +104,8 @@ def can_judge(lottery: Lottery) -> bool:
 
 def _table(table: ResultTable, out: Path, page: Page) -> list[Path]:
     stem = out / "table"
-    write_text(stem.with_suffix(".md"), table.markdown())
+    images = resolution(table.results.rows, table.metric)
+    write_text(stem.with_suffix(".md"), table.markdown() + (f"\n{images}\n" if images else ""))
     write_text(stem.with_suffix(".tex"), table.latex())
     write_text(stem.with_suffix(".csv"), table.frame().to_csv(index=False))
     page.heading("Results")
@@ -104,7 +115,9 @@ def _table(table: ResultTable, out: Path, page: Page) -> list[Path]:
         if table.baseline is not None
         else ""
     )
-    page.text(f"{table.metric}: mean over seeds, standard deviation (n - 1), t interval of the mean.{compared}")
+    page.text(
+        f"{table.metric}: mean over seeds, standard deviation (n - 1), t interval of the mean.{compared} {images or ''}"
+    )
     page.table(table.shown())
     return [stem.with_suffix(kind) for kind in (".md", ".tex", ".csv")]
 
@@ -133,7 +146,8 @@ def _verdict(name: str, found: Verdict, out: Path, page: Page, several: bool) ->
 
 def verdict_table(found: Verdict) -> list[list[str]]:
     """A header and a line for each series and density, accuracies in percent."""
-    lines = [["density", "series", "n", "mean (%)", "sd", "less dense", "its 95 % CI", "judgement"]]
+    header = ["density", "series", "n", "mean (%)", "sd", "less dense", "its 95 % CI", "judgement"]
+    lines = [[*header, "ticket less it", "its 95 % CI"]]
     for line in found.records():
         dense = line["series"] == DENSE
         lines.append(
@@ -146,9 +160,33 @@ def verdict_table(found: Verdict) -> list[list[str]]:
                 number(line["difference"], True, "-", signed=True),
                 interval(line["difference_low"], line["difference_high"], True, "-", signed=True),
                 "-" if dense else line["judgement"],
+                number(line["ticket_less"], True, "-", signed=True),
+                interval(line["ticket_less_low"], line["ticket_less_high"], True, "-", signed=True),
             ]
         )
     return lines
+
+
+def _forms(found: Sequence[Family], said: Sequence[str], asked: Asked, out: Path, page: Page) -> list[Path]:
+    """Real networks beside their other forms: where the curves cross, in words, a table and two figures."""
+    page.heading("Against the real network's weights")
+    for sentence in said:
+        page.text(sentence, finding=True)
+    page.text(
+        "Lines are means over seeds, bands one standard deviation; faint: what documents state; crosses: crossings."
+    )
+    files, stem = [], out / "remaining"
+    points = asked.points("remaining")
+    figures = {
+        "remaining": RemainingFigure(found, asked.metric, points, "remaining"),
+        "remaining-parameters": RemainingFigure(found, asked.metric, points, "parameters"),
+    }
+    for name, figure in figures.items():
+        files += save(figure, out / name)
+        page.chart(figure.plot())
+    text = "\n\n".join(said) + "\n\n" + markdown(remaining_table(found))
+    write_text(stem.with_suffix(".md"), text)
+    return [*files, stem.with_suffix(".md")]
 
 
 def _costs(results: Results, asked: Asked, out: Path, page: Page) -> list[Path]:
@@ -156,12 +194,20 @@ def _costs(results: Results, asked: Asked, out: Path, page: Page) -> list[Path]:
     costs = ["parameters", "macs", "bytes"]
     if any(row["nonzero_parameters"] != row["parameters"] for row in results.rows):
         costs.insert(1, "nonzero_parameters")
-    for cost in costs:
-        figure = ParetoFigure(results, asked.metric, cost, asked.points(cost))
+    figures = [
+        (cost, f"pareto-{cost}", ParetoFigure(results, asked.metric, cost, asked.points(cost))) for cost in costs
+    ]
+    found = machines(results)
+    for index, machine in enumerate(found, 1):
+        latency = ParetoFigure(results, asked.metric, "latency_ms", asked.points("latency_ms"), machine)
+        figures.append(("latency_ms", f"pareto-latency_ms{f'-{index}' if len(found) > 1 else ''}", latency))
+    for cost, name, figure in figures:
         if len(figure.frame()) == 0:
             continue
-        files += save(figure, out / f"pareto-{cost}")
+        files += save(figure, out / name)
         page.heading(f"{asked.metric} against {COSTS[cost]}")
+        if figure.machine is not None:
+            page.text(f"Measured on {figure.machine}.")
         if cost == "parameters":
             page.text(
                 "The dashed line is the Pareto front of the measured means; hollow marks are what documents state."

@@ -11,6 +11,7 @@ from torch import nn
 from smallnets.errors import RunError, UserError
 from smallnets.models.spec import build, spec_of
 from smallnets.pruning.masks import Masks
+from smallnets.surgery.fake_quantize import FakeQuantized
 from smallnets.surgery.widths import fit_widths
 
 CHECKPOINT_KEY = "smallnets"
@@ -24,7 +25,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: no such file, or not a checkpoint of smallnets.
         RunError: the file is cut short or damaged.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: {'it is a folder' if path.is_dir() else 'no such file'}")
     if not zipfile.is_zipfile(path):
@@ -67,11 +68,26 @@ def network_of(checkpoint: dict[str, Any], path: str | Path, net: nn.Module | No
     return net.eval()
 
 
-def load(path: str | Path, net: nn.Module | None = None, like: nn.Module | None = None) -> nn.Module:
+def fake_quantized(checkpoint: dict[str, Any], net: nn.Module) -> FakeQuantized | None:
+    """`net`, that of a checkpoint, as quantisation-aware training left it; None where it was not trained so."""
+    record = checkpoint[CHECKPOINT_KEY].get("quantization")
+    return None if record is None else FakeQuantized(net, record=record).eval()
+
+
+def require_float(checkpoint: dict[str, Any], path: str | Path, what: str) -> None:
+    """UserError for a network of quantisation-aware training, whose weights alone are not what was trained."""
+    if checkpoint[CHECKPOINT_KEY].get("quantization") is not None:
+        raise UserError(f"{path} was trained with int8 numbers (QuantAwareTraining); {what} takes float networks")
+
+
+def load(
+    path: str | Path, net: nn.Module | None = None, like: nn.Module | None = None, rounded: bool = True
+) -> nn.Module:
     """The network of a checkpoint, rebuilt from the file alone, in eval mode on the CPU.
 
     The logits are bitwise those of the network that was saved, whatever was pruned, converted or removed: the
-    constructor's numbers are in the checkpoint as plain data, the widths are the shapes of its tensors.
+    constructor's numbers are in the checkpoint as plain data, the widths are the shapes of its tensors. One of
+    quantisation-aware training is a `surgery.FakeQuantized`, with the network of float weights as its `net`.
 
     Args:
         path: a checkpoint that a run wrote (`checkpoints/best.ckpt`).
@@ -79,17 +95,19 @@ def load(path: str | Path, net: nn.Module | None = None, like: nn.Module | None 
             read back from attributes of the same names.
         like: a network that the one in the checkpoint must be of the same class and number of classes as; it also
             serves as `net`.
+        rounded: False for the network of float weights alone.
 
     Raises:
         UserError: no such file, not a checkpoint of smallnets, or not `like` what was asked for.
         RunError: the file is cut short or damaged.
     """
-    loaded = network_of(read_checkpoint(path), path, net if net is not None else like)
+    checkpoint = read_checkpoint(path)
+    loaded = network_of(checkpoint, path, net if net is not None else like)
     if like is not None:
         differ = type(loaded) is not type(like) or _classes(loaded) != _classes(like)
         if differ:
             raise UserError(f"{path} holds {_describe(loaded)}; asked for was {_describe(like)}")
-    return loaded
+    return (fake_quantized(checkpoint, loaded) if rounded else None) or loaded
 
 
 def load_masks(path: str | Path) -> Masks | None:

@@ -20,7 +20,7 @@ _MAKE = tuple(
 )  # fmt: skip
 _CALLBACKS = "trainer.callbacks"
 # Callbacks of this package that only watch.
-_WATCH = ("Health", "ParameterBudget")
+_WATCH = ("Health", "ParameterBudget", "TensorBoardLook", "TensorBoardTest")
 
 
 def require_same_settings(path: Path, now: dict[str, Any]) -> None:

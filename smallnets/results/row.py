@@ -8,7 +8,8 @@ from typing import Any
 
 from smallnets.errors import RunError
 
-SCHEMA = 1
+# 2 adds the sizes and the digest of the split, each seed apart, the rule of selection, and the seconds of the device.
+SCHEMA = 2
 ROW = "row.json"
 
 
@@ -20,10 +21,14 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path` by rename, on disk before the name changes hands."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # a full disk: the system does not say which file, and half of it would stay there
+        part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     part.replace(path)
 
 
@@ -33,7 +38,7 @@ def write_row(folder: str | Path, row: dict[str, Any]) -> None:
 
 
 def read_row(folder: str | Path) -> dict[str, Any] | None:
-    """The run's row; None for a run that has not ended.
+    """The run's row, one of an older schema in the form of this one; None for a run that has not ended.
 
     Raises:
         RunError: the file is not a row that this version reads.
@@ -43,12 +48,25 @@ def read_row(folder: str | Path) -> dict[str, Any] | None:
         return None
     try:
         row = json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
-    if not isinstance(row, dict) or row.get("schema") != SCHEMA:
-        found = row.get("schema") if isinstance(row, dict) else type(row).__name__
-        raise RunError(f"{path} has schema {found}; this version of smallnets reads schema {SCHEMA}")
-    return row
+    schema = row.get("schema") if isinstance(row, dict) else type(row).__name__
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        raise RunError(f"{path} has schema {schema}; this version of smallnets reads up to {SCHEMA}")
+    return _from_1(row) if schema == 1 else row
+
+
+def _from_1(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of schema 1 in the form of schema 2: what it does not tell is null, but for the seeds, which it implies."""
+    config = row.get("config") or {}
+    data = (config.get("data") or {}).get("init_args") or {}
+    callbacks = [each.get("init_args") or {} for each in (config.get("trainer") or {}).get("callbacks") or []]
+    given = {name: data.get(f"{name}_seed") for name in ("order", "augment")}
+    given["mask"] = next((seed for each in callbacks if (seed := each.get("mask_seed")) is not None), None)
+    run = row.get("seed")
+    seeds = {"split": row.get("split_seed"), "init": run} | {k: run if v is None else v for k, v in given.items()}
+    new = dict.fromkeys(("train_size", "val_size", "split_digest", "selection", "device_seconds"))
+    return {**new, "seeds": seeds, **row, "schema": SCHEMA}
 
 
 def update_row(folder: str | Path, **values: Any) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from smallnets.errors import UserError
 from smallnets.results.row import read_row
 
 _NUMBERED = re.compile(r"run-(\d+)$")
+# Names of devices on Windows, with any suffix.
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,13 @@ class RunFolder:
 
 def check_name(option: str, name: str | None) -> None:
     """Raises UserError unless `name` (if given) can be one folder's name on any system."""
-    if name is not None and (not name or name.startswith(".") or set(name) & set('/\\:*?"<>|')):
+    if name is not None and (
+        not name
+        or name.startswith(".")
+        or name.endswith((".", " "))
+        or set(name) & set('/\\:*?"<>|')
+        or _RESERVED.match(name)
+    ):
         raise UserError(f"{option} is the name of one folder, got {name!r}")
 
 

@@ -11,6 +11,7 @@ from smallnets.pruning.masks import Masks
 from smallnets.pruning.prunable import plain
 from smallnets.results.entry import entry
 from smallnets.results.load import CHECKPOINT_KEY, NET_PREFIX
+from smallnets.surgery.fake_quantize import FakeQuantized
 
 
 def save(net: nn.Module, path: str | Path, *, masks: Masks | None = None, about: dict[str, Any] | None = None) -> Path:
@@ -30,11 +31,14 @@ def save(net: nn.Module, path: str | Path, *, masks: Masks | None = None, about:
         RunError: a masked weight is not 0.0.
     """
     net = plain(net)
+    record = net.record() if isinstance(net, FakeQuantized) else None
+    net = net.net if isinstance(net, FakeQuantized) else net
     if masks is not None:
         masks.check(net)
     known = {name: getattr(net, name, None) for name in ("num_classes", "image_size", "in_channels")}
     state = {f"{NET_PREFIX}{name}": value.detach() for name, value in net.state_dict().items()}
-    write_checkpoint({"state_dict": state, CHECKPOINT_KEY: entry(net, masks, {**known, **(about or {})})}, path)
+    stored = entry(net, masks, {**known, **(about or {})})
+    write_checkpoint({"state_dict": state, CHECKPOINT_KEY: {**stored, "quantization": record}}, path)
     return Path(path)
 
 
@@ -46,8 +50,16 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with part.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        # Half of it would stay on a disk that may be full.
+        part.unlink(missing_ok=True)
+        # torch raises an error of its own over the system's, which does not know its file either.
+        if isinstance(cause := error.__context__ if isinstance(error, RuntimeError) else error, OSError):
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise
     part.replace(path)

@@ -3,15 +3,16 @@
 pandas is imported in this file alone, and when `frame` is called.
 """
 
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallnets.errors import UserError
-from smallnets.results.row import ROW, SCHEMA
+from smallnets.errors import RunError, UserError
+from smallnets.results.latency import read_latency
+from smallnets.results.row import ROW, SCHEMA, read_row
+from smallnets.results.rows_file import read_lines
 from smallnets.results.study_folder import StudyFolder, read_mapping
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 # What every row has, whatever version wrote it: null where it is not known.
 FIELDS = (
     "name", "run", "status", "error", "net", "data", "parameters", "nonzero_parameters", "macs", "bytes", "seed",
-    "val_accuracy", "test_accuracy", "test_reads", "epochs", "steps", "seconds", "images_per_second",
+    "val_accuracy", "test_accuracy", "test_reads", "train_size", "val_size", "selection", "seeds", "data_digest",
+    "split_digest", "epochs", "steps", "seconds", "device_seconds", "images_per_second",
 )  # fmt: skip
 
 
@@ -33,7 +35,7 @@ def _warn(problem: str) -> None:
 
 
 def rows(where: str | Path, *, old: bool = False, on_problem: Callable[[str], None] = _warn) -> list[dict[str, Any]]:
-    """The rows of all runs under a folder: of a study, of several runs, or of all of `lightning_logs`.
+    """The rows of all runs under a folder: of a study, of several runs, or of all of `lightning_logs`; or of a file.
 
     A row is what the run's `row.json` holds (`FIELDS` are always there), with
 
@@ -48,14 +50,17 @@ def rows(where: str | Path, *, old: bool = False, on_problem: Callable[[str], No
     run that was begun and has not ended has a `status` other than "finished" and "failed", or no row yet.
 
     Args:
-        where: a folder; `lightning_logs/<study>` for a study.
+        where: a folder; `lightning_logs/<study>` for a study; or a file `*.jsonl` with a row a line, such as those in
+            `results/` (see `rows_file`).
         old: also the rows of cells and seeds that the study no longer has, `current` False.
         on_problem: called with one line for each row that is damaged or of a newer version; it is left out.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such folder or file.
     """
     folder = Path(where)
+    if folder.suffix == ".jsonl" and folder.is_file():
+        return [{**dict.fromkeys(FIELDS), **row} for row in read_lines(folder, on_problem)]
     if not folder.is_dir():
         raise UserError(f"no folder {folder} to read rows from")
     found = []
@@ -168,17 +173,20 @@ def _without_row(study: StudyFolder, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_row(folder: Path, on_problem: Callable[[str], None] = _warn) -> dict[str, Any] | None:
-    """A run's row with all of `FIELDS`, also one of an older version; None where there is none that can be read."""
-    path = folder / ROW
-    if not path.is_file():
+    """A run's row with all of `FIELDS`, also one of an older version, and its latency where `bench --save` kept one.
+
+    None where there is none that can be read.
+    """
+    try:
+        row = read_row(folder)
+    except RunError as error:
+        on_problem(f"{error}; it is left out")
+        return None
+    if row is None:
         return None
     try:
-        row = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        on_problem(f"{path} is damaged ({error}); it is left out")
-        return None
-    schema = row.get("schema") if isinstance(row, dict) else None
-    if not isinstance(schema, int) or schema > SCHEMA:
-        on_problem(f"{path} has schema {schema}; this version of smallnets reads up to {SCHEMA}; it is left out")
-        return None
-    return {**dict.fromkeys(FIELDS), **row}
+        measured = read_latency(folder)
+    except RunError as error:
+        on_problem(str(error))
+        measured = {}
+    return {**dict.fromkeys(FIELDS), **row, **measured}

@@ -30,7 +30,7 @@ def run_environment(slot: int, slots: int, gpus: Sequence[str] = ()) -> dict[str
     return env
 
 
-def start(command: Sequence[str], output: Path, lock: int, env: dict[str, str]) -> "subprocess.Popen[bytes]":
+def start(command: Sequence[str], output: Path, lock: int | None, env: dict[str, str]) -> "subprocess.Popen[bytes]":
     """Starts a command in a process group of its own, its output at the end of a file, holding the run's lock.
 
     The process is told to end when the thread that starts it dies, so that a killed runner leaves nothing behind; only
@@ -39,7 +39,8 @@ def start(command: Sequence[str], output: Path, lock: int, env: dict[str, str]) 
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("ab") as file:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=env, pass_fds=(lock,),
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=env,
+            pass_fds=() if lock is None else (lock,),
             start_new_session=True, preexec_fn=_ending_with(os.getpid()) if sys.platform == "linux" else None,
         )  # fmt: skip
 

@@ -1,53 +1,24 @@
 """The ledger: which run is anybody's to take, and who is at work; an Optuna study whose trials are the runs.
 
-Optuna is imported here and in `search.py` alone. What has been *done* is told by the run folders; a ledger that is lost
-is made again from them.
+What has been *done* is told by the run folders; a ledger that is lost is made again from them.
 """
 
-import fcntl
-import logging
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallnets.errors import RunError, UserError
+from smallnets.errors import UserError
 from smallnets.studies.plan import Run
 from smallnets.studies.state import State
+from smallnets.studies.storage import database_errors, one_at_a_time, open_storage
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 # A worker that has not been heard of for so long is taken for dead, and its runs are anybody's.
 BEAT_SECONDS, GRACE_SECONDS = 30, 120
-
-
-@contextmanager
-def database_errors(what: str) -> Iterator[None]:
-    """The database's errors in one line; without Optuna's notes on what it calls experimental.
-
-    Raises:
-        UserError: the storage's URL is none.
-        LedgerError: `what` does not answer.
-    """
-    import optuna
-    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    except (ArgumentError, ImportError) as error:
-        raise UserError(f"--storage: {str(error).splitlines()[0]}") from error
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise LedgerError(f"{what} does not answer: {reason}") from error
-
-
-class LedgerError(RunError):
-    """The ledger's database cannot be reached or read."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +54,10 @@ class Ledger:
         self.url, self.beat_seconds = url, BEAT_SECONDS
         if damaged := _set_aside(url):
             say(f"{damaged} is damaged; it is kept as {damaged.name}.damaged, a new one is made of the run folders")
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        with self._speaking(), _one_at_a_time(url):
-            arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+        with self._speaking(), one_at_a_time(url):
             self._again = optuna.storages.RetryHeartbeatStaleTrialCallback()
-            self._storage = optuna.storages.RDBStorage(
+            self._storage = open_storage(
                 url,
-                engine_kwargs=arguments,
                 heartbeat_interval=BEAT_SECONDS,
                 grace_period=GRACE_SECONDS,
                 heartbeat_stale_trial_callback=self._again,
@@ -104,6 +71,7 @@ class Ledger:
                     else optuna.load_study(storage=self._storage, study_name=study)
                 )
             except KeyError as error:
+                self.close()
                 raise UserError(
                     f"there is no study {study!r} in that storage: `smallnets study run FILE --storage URL` begins it"
                 ) from error
@@ -121,7 +89,7 @@ class Ledger:
             again: whether runs that failed are to be done again.
             value: the first metric of a run that is done.
         """
-        with self._speaking(), _one_at_a_time(self.url):
+        with self._speaking(), one_at_a_time(self.url):
             trials: dict[str, list[FrozenTrial]] = {}
             for trial in self._trials():
                 trials.setdefault(trial.user_attrs["run"], []).append(trial)
@@ -195,6 +163,10 @@ class Ledger:
         for trial in lost:
             self.give_back(trial)
 
+    def close(self) -> None:
+        """Ends the connections to the database."""
+        self._storage.engine.dispose()
+
     def _end(self, trial: int, state: Any, values: list[float] | None = None) -> None:
         # One that was taken for dead meanwhile and given to another is ended by that one.
         with self._speaking(), suppress(self._optuna.exceptions.UpdateFinishedTrialError):
@@ -218,16 +190,3 @@ def _set_aside(url: str) -> Path | None:
             return None
     path.replace(path.with_name(f"{path.name}.damaged"))
     return path
-
-
-@contextmanager
-def _one_at_a_time(url: str) -> Iterator[None]:
-    """Keeps others of this folder from making tables or trials at the same time; a server's database does it itself."""
-    if not url.startswith("sqlite:///"):
-        yield
-        return
-    path = Path(url.removeprefix("sqlite:///"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -179,10 +179,10 @@ def make_plan(study: Study, root: Path, resolver: Resolver) -> Plan:
             excluded[cell.name] = f"it needs {lost[0]}, which is left out"
             continue
         needs = {name: each.digest for name, wanted in cell.needs.items() for each in cells if each.cell == wanted}
-        arguments = _arguments(study, cell)
+        plain = arguments(study, cell)
         try:
-            settings = resolver.settings(_with_digests(arguments, needs))
-            over = resolver.over_budget(_without_runs(arguments, needs), study.budget) if study.budget else []
+            settings = resolver.settings(_with_digests(plain, needs))
+            over = resolver.over_budget(_without_runs(plain, needs), study.budget) if study.budget else []
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         if over:
@@ -193,7 +193,7 @@ def make_plan(study: Study, root: Path, resolver: Resolver) -> Plan:
         digest = settings_digest(settings)
         if same := [c.cell for c in cells if c.digest == digest]:
             raise UserError(f"{where} is the same as {same[0]}: their settings do not differ")
-        cells.append(PlannedCell(cell.name, cell.axes, digest, settings, _arguments(study, cell, folder), needs))
+        cells.append(PlannedCell(cell.name, cell.axes, digest, settings, arguments(study, cell, folder), needs))
     names = [cell.name for cell in study.cells]
     cells.sort(key=lambda cell: names.index(cell.cell))
     if not cells:
@@ -236,7 +236,7 @@ def _difference(before: dict[str, Any], after: dict[str, Any]) -> str:
     return ", ".join(differ[:3]) + (f" and {len(differ) - 3} more" if len(differ) > 3 else "")
 
 
-def _arguments(study: Study, cell: Cell, copies_in: StudyFolder | None = None) -> list[str]:
+def arguments(study: Study, cell: Cell, copies_in: StudyFolder | None = None) -> list[str]:
     """The arguments of `fit` that make a cell; its configs as they stand, or their copies in a study's folder."""
     files = [*study.base, *map(Path, cell.options.get("config", []))]
     if copies_in is not None:

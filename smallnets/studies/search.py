@@ -1,61 +1,28 @@
 """`Trials`: a search's trials in Optuna; drawing, training, pruning and taking up again those of a dead worker.
 
-Optuna is imported here and in `ledger.py` alone.
+Optuna is imported here, in `sampling.py`, `storage.py` and `ledger.py` alone.
 """
 
 import fcntl
-import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from smallnets.data.seeds import mix
 from smallnets.errors import RunError, UserError
-from smallnets.measure import Budget, BudgetExceeded, Counts
+from smallnets.measure import Budget, BudgetExceeded
 from smallnets.results.run import RunFolder
 from smallnets.results.store import load_row
-from smallnets.studies.cells import short_names
-from smallnets.studies.ledger import database_errors
-from smallnets.studies.search_space import Dimension, Search
+from smallnets.studies.sampling import importances, make_pruner, suggest
+from smallnets.studies.search_space import Search
 from smallnets.studies.state import RunLock
+from smallnets.studies.storage import database_errors, trial_storage
+from smallnets.studies.trial import Ended, Fit, line_of
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
-
-Report = Callable[[int, float], bool]
-
-
-class Fit(Protocol):
-    """What a search must know of `fit`."""
-
-    def settings(self, arguments: list[str]) -> dict[str, Any]:
-        """The settings of these arguments. Raises UserError for a wrong one."""
-
-    def counts(self, arguments: list[str]) -> Counts:
-        """Of the network of these arguments."""
-
-    def train(self, arguments: list[str], report: Report) -> None:
-        """Runs `fit`; tells `report` (epoch, validation accuracy) after each epoch, and stops if it answers True."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A trial as tables show it: `state` is done, pruned, over budget, diverged, failed or running.
-
-    `options` are all options that were set, `chosen` what was drawn of each dimension.
-    """
-
-    number: int
-    state: str
-    values: dict[str, float] | None
-    options: dict[str, Any]
-    chosen: dict[str, Any]
-    error: str | None
-    folder: Path
 
 
 class Trials:
@@ -92,15 +59,13 @@ class Trials:
         if not create and storage is None and not (self._own / "trials.sqlite").is_file():
             raise UserError(f"there are no trials in {self.folder}: `smallnets search {search.file}` makes them")
         self._own.mkdir(parents=True, exist_ok=True)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         directions: list[Any] = ["maximize" if d == "max" else "minimize" for d in search.objectives.values()]
         with database_errors("the search's storage"), self._alone():
-            where = _storage(storage or f"sqlite:///{self._own / 'trials.sqlite'}")
+            where = trial_storage(storage or f"sqlite:///{self._own / 'trials.sqlite'}")
             try:
                 self._study = optuna.create_study(
                     storage=where, study_name=search.name, directions=directions, load_if_exists=True,
-                    pruner=self._pruner(),
+                    pruner=make_pruner(search),
                 )  # fmt: skip
             except ValueError as error:
                 raise UserError(f"search {search.file}: {error}") from error
@@ -153,7 +118,7 @@ class Trials:
 
     def _make(self, trial: "Trial", fit: Fit) -> None:
         """Draws a trial's configuration, trains it and tells how it ended."""
-        options = self.search.draw(lambda dimension: self._suggest(trial, dimension))
+        options = self.search.draw(lambda dimension: suggest(self.search, self._study, trial, dimension))
         trial.set_user_attr("options", options)
         arguments = self.search.arguments(options)
         pruned = self._optuna.trial.TrialState.PRUNED
@@ -237,34 +202,6 @@ class Trials:
             trial.set_user_attr("error", "; ".join(budget.check(counts)))
         return bool(over)
 
-    def _suggest(self, trial: "Trial", dimension: Dimension) -> Any:
-        # Anew for each draw: what is drawn does not depend on what this process has drawn before.
-        seed = mix(self.search.seed, trial.number, [d.name for d in self.search.space].index(dimension.name)) % 2**32
-        samplers = self._optuna.samplers
-        self._study.sampler = (
-            samplers.TPESampler(seed=seed) if self.search.sampler == "tpe" else samplers.RandomSampler(seed=seed)
-        )
-        if dimension.choices:
-            return trial.suggest_categorical(dimension.name, list(dimension.choices))
-        if dimension.whole:
-            step = int(dimension.step or 1)
-            return trial.suggest_int(
-                dimension.name, int(dimension.low), int(dimension.high), step=step, log=dimension.log
-            )
-        return trial.suggest_float(
-            dimension.name, dimension.low, dimension.high, step=dimension.step, log=dimension.log
-        )
-
-    def _pruner(self) -> Any:
-        pruners = self._optuna.pruners
-        known = {"median": pruners.MedianPruner, "hyperband": pruners.HyperbandPruner}
-        for name, arguments in self.search.pruner.items():
-            try:
-                return known[name](**arguments)
-            except (TypeError, ValueError) as error:
-                raise UserError(f"search {self.search.file}: pruner: {name}: {error}") from error
-        return pruners.NopPruner()
-
     # -- looking -----------------------------------------------------------------------------------------------------
 
     def ended(self) -> list[Ended]:
@@ -280,29 +217,9 @@ class Trials:
             return [self._ended(t) for t in (found if len(self.search.objectives) > 1 else found[:1])]
 
     def importances(self) -> dict[str, float]:
-        """Dimension -> its share of the variance of the first objective (fANOVA), the largest first.
-
-        Of a dimension that is chosen under a condition it is the share among the trials that have it. Empty with fewer
-        than four trials that are done; a dimension that they do not vary, or fewer have, is left out.
-        """
-        done = [t for t in self._study.trials if t.state == self._optuna.trial.TrialState.COMPLETE]
-        always = [d.name for d in self.search.space if not d.when]
-        found: dict[str, float] = {}
+        """Dimension -> its share of the variance of the first objective, the largest first (`sampling.importances`)."""
         with database_errors("the search's storage"):
-            for dimension in self.search.space:
-                name = dimension.name
-                those = [t for t in done if name in t.params]
-                if len(those) < 4 or len({t.params[name] for t in those}) < 2:
-                    continue
-                shares = self._optuna.importance.get_param_importances(
-                    self._study,
-                    evaluator=self._optuna.importance.FanovaImportanceEvaluator(seed=0),
-                    params=list(dict.fromkeys([*always, name])),
-                    target=lambda trial: trial.values[0],
-                    normalize=False,
-                )
-                found[name] = float(shares[name])
-        return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+            return importances(self._study, self.search.space)
 
     def _ended(self, trial: "FrozenTrial") -> Ended:
         names = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
@@ -326,23 +243,3 @@ class Trials:
         with (self._own / "ask.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-
-def _storage(where: str) -> Any:
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
-
-    if "://" not in where:
-        return optuna.storages.JournalStorage(JournalFileBackend(where))
-    arguments = {"connect_args": {"timeout": 60}} if where.startswith("sqlite") else {"pool_pre_ping": True}
-    return optuna.storages.RDBStorage(where, engine_kwargs=arguments)
-
-
-def line_of(trial: Ended) -> str:
-    """A trial in one line: number, state, figures, what was chosen, error."""
-    figures = "  ".join(f"{name} {value:.6g}" for name, value in (trial.values or {}).items())
-    short = short_names(list(trial.chosen))
-    chosen = " ".join(
-        f"{short[k]}={v:.4g}" if isinstance(v, float) else f"{short[k]}={v}" for k, v in trial.chosen.items()
-    )
-    return "  ".join(part for part in (f"trial {trial.number}", trial.state, figures, chosen, trial.error) if part)

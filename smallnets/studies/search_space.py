@@ -12,15 +12,14 @@ from smallnets import __version__
 from smallnets.errors import UserError
 from smallnets.results.run import check_name
 from smallnets.studies.cells import check_options, label
-from smallnets.studies.spec_file import as_list, mapping, only, quick_part, read_spec
+from smallnets.studies.spec_file import LIMITS, as_list, mapping, only, quick_part, read_spec
 
-_KEYS = (
+KEYS = (
     "name", "asks", "base", "set", "space", "objectives", "budget", "sampler", "pruner", "seed", "trials", "confirm",
     "quick",
 )  # fmt: skip
-_QUICK = ("set", "trials", "confirm")
+QUICK_KEYS = ("set", "trials", "confirm")
 _RANGE, _CHOICE = ("low", "high", "log", "step", "when"), ("choices", "when")
-_LIMITS = ("parameters", "nonzero_parameters", "macs", "bytes", "activation_bytes")
 _SAMPLERS, _PRUNERS = ("tpe", "random"), ("median", "hyperband")
 
 
@@ -88,8 +87,8 @@ class Search:
 
     @classmethod
     def _made(cls, path: Path, spec: dict[str, Any], quick: bool) -> "Search":
-        only(spec, _KEYS, "a search")
-        over = quick_part(spec, _QUICK, quick)
+        only(spec, KEYS, "a search")
+        over = quick_part(spec, QUICK_KEYS, quick)
         fixed = check_options(mapping(spec, "set"), "set")
         if quick:
             fixed |= check_options(mapping(over, "set"), "quick: set")
@@ -109,7 +108,7 @@ class Search:
             if direction not in ("max", "min"):
                 raise UserError(f"objectives: {metric}: max or min is expected, got {direction!r}")
         budget = mapping(spec, "budget")
-        only(budget, _LIMITS, "budget")
+        only(budget, LIMITS, "budget")
         confirm = mapping(spec, "confirm")
         only(confirm, ("set", "seeds"), "confirm")
         check_options(mapping(confirm, "set"), "confirm: set")
@@ -117,7 +116,7 @@ class Search:
         if missing := [each for each in base if not each.is_file()]:
             raise UserError(f"there is no config {missing[0]} (paths are from the search's own folder)")
         # What the trials are made by: a storage holds trials of one such text.
-        texts = [__version__, json.dumps([spec.get(k) for k in _KEYS[2:10]] + [fixed], sort_keys=True, default=str)]
+        texts = [__version__, json.dumps([spec.get(k) for k in KEYS[2:10]] + [fixed], sort_keys=True, default=str)]
         source = hashlib.sha256("\0".join([*texts, *(each.read_text() for each in base)]).encode()).hexdigest()[:16]
         return cls(
             path, name, " ".join(asks.split()), base, fixed, space, objectives, budget, _sampler(spec),

@@ -9,6 +9,8 @@ from smallnets.config import read_config
 from smallnets.errors import UserError
 
 T = TypeVar("T")
+# What a `budget:` may limit: the fields of `smallnets.measure.Budget`, which would import torch.
+LIMITS = ("parameters", "nonzero_parameters", "macs", "bytes", "activation_bytes")
 
 
 def read_spec(file: str | Path, kind: str, make: Callable[[Path, dict[str, Any]], T]) -> T:

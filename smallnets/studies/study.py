@@ -9,10 +9,10 @@ from smallnets.errors import UserError
 from smallnets.results.run import check_name
 from smallnets.studies.cells import Cell, check_options, make_cells
 from smallnets.studies.needs import check_needs
-from smallnets.studies.spec_file import as_list, mapping, only, quick_part, read_spec
+from smallnets.studies.spec_file import LIMITS, as_list, mapping, only, quick_part, read_spec
 
-_KEYS = ("name", "asks", "base", "set", "axes", "zip", "cells", "seeds", "metrics", "stated", "budget", "test", "quick")
-_QUICK = ("base", "set", "axes", "zip", "cells", "seeds", "budget", "test", "keep")
+KEYS = ("name", "asks", "base", "set", "axes", "zip", "cells", "seeds", "metrics", "stated", "budget", "test", "quick")
+QUICK_KEYS = ("base", "set", "axes", "zip", "cells", "seeds", "budget", "test", "keep")
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Study:
 
     @classmethod
     def _made(cls, path: Path, spec: dict[str, Any], quick: bool) -> "Study":
-        only(spec, _KEYS, "a study")
-        over = quick_part(spec, _QUICK, quick)
+        only(spec, KEYS, "a study")
+        over = quick_part(spec, QUICK_KEYS, quick)
         for where, options in (("set", mapping(spec, "set")), ("quick: set", mapping(over, "set"))):
             for option, who in (("config", "base says it, or a cell"), ("needs", "a cell says it")):
                 if option in options:
@@ -77,7 +77,7 @@ class Study:
         if not isinstance(metrics, list) or not metrics or not all(isinstance(m, str) for m in metrics):
             raise UserError(f"metrics: a list of a row's figures is expected, got {metrics!r}")
         budget = mapping(spec, "budget")
-        only(budget, ("parameters", "nonzero_parameters", "macs", "bytes"), "budget")
+        only(budget, LIMITS, "budget")
         base = [_file(path, name) for name in as_list(spec.get("base"))]
         for_each = [replace(c, options=_with_files(path, c.options)) for c in cells]
         return cls(

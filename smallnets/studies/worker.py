@@ -1,25 +1,22 @@
 """The worker: takes runs from the ledger, keeps its slots busy with them, and writes down how each ended."""
 
 import math
-import os
 import shlex
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
-from smallnets.results.row import ROW
 from smallnets.results.store import load_row
-from smallnets.studies.execute import SMALLNETS, end, killed_by, last_error, run_environment, start, was_killed
-from smallnets.studies.ledger import Ledger, LedgerError
-from smallnets.studies.plan import Plan, Run
-from smallnets.studies.progress import counts, duration, seconds_left, seconds_taken
+from smallnets.studies.execute import SMALLNETS, end, killed_by, run_environment, start, was_killed
+from smallnets.studies.job import Job, first_metric, title
+from smallnets.studies.ledger import Ledger
+from smallnets.studies.plan import Plan
 from smallnets.studies.state import RunLock, State, next_command, read_record, state_of, write_record
+from smallnets.studies.storage import LedgerError
+from smallnets.studies.teller import Teller
 
 _STOP_SECONDS = 30  # that a run has, when the worker is stopped, to end by itself
 # Where a run may stand when a command has ended well that was started where it stood before.
@@ -29,20 +26,6 @@ _AFTER = {
     State.TRAINED: (State.DONE,),
 }
 _MOST_DEATHS = 3  # of one run by a signal, such as the kernel's when memory runs out
-
-
-@dataclass
-class _Job:
-    """A run in a slot."""
-
-    run: Run
-    trial: int
-    slot: int
-    lock: RunLock
-    process: "subprocess.Popen[bytes] | None" = None
-    state: State = State.NEW
-    started: float = field(default_factory=time.monotonic)
-    deaths: int = 0
 
 
 class Worker:
@@ -72,16 +55,13 @@ class Worker:
         live: Callable[[str], None] | None = None,
     ) -> None:
         self._plan, self._ledger, self._slots, self._command, self._gpus = plan, ledger, slots, command, gpus
-        self._say, self._live = say, live
         self._runs = {run.name: run for run in plan.runs()}
+        self._teller = Teller(plan, self._runs, slots, say, live)
         self._needed = {name: list(plan.needed(run).values()) for name, run in self._runs.items()}
-        self._jobs: list[_Job] = []
+        self._jobs: list[Job] = []
         self._stop = 0
-        self._asked = self._beaten = self._drawn = -math.inf
+        self._asked = self._beaten = -math.inf
         self._unanswered = False
-        self._elsewhere: set[str] = set()
-        # Of the runs that are done, which stay so: seconds that they took.
-        self._finished: dict[str, float | None] = {}
 
     def work(self) -> bool:
         """Returns True when nothing is left to do, False when it was stopped (Ctrl-C, SIGTERM)."""
@@ -96,11 +76,11 @@ class Worker:
                     left = True
                     self._asked = time.monotonic() + 10
                     if not self._unanswered:
-                        self._say(f"{error}; tried again every 10 s")
+                        self._teller.say(f"{error}; tried again every 10 s")
                     self._unanswered = True
                 if not self._jobs and not left:
                     return True
-                self._draw()
+                self._teller.draw(self._jobs)
                 time.sleep(0.1)
             self._end_all()
         return False
@@ -132,7 +112,7 @@ class Worker:
                     lock.release()
             if not taken:
                 continue
-            self._jobs.append(_Job(self._runs[entry.run], entry.trial, free[0], lock))
+            self._jobs.append(Job(self._runs[entry.run], entry.trial, free[0], lock))
             if failed:
                 self._fail(self._jobs[-1], failed)
             elif self._advance(self._jobs[-1], again=entry.again):
@@ -140,17 +120,17 @@ class Worker:
         if free:
             self._asked = time.monotonic()
         mine = {job.run.name for job in self._jobs}
-        self._tell_of_others(live - mine if free and not mine else set())
+        self._teller.others(live - mine if free and not mine else set())
         return bool(mine | live)
 
     def _missing(self, name: str, live: set[str]) -> tuple[bool, str | None]:
         """Whether a run has to wait for one that it needs; and the reason, if that one has failed for good."""
         missing = False
         for needed in self._needed[name]:
-            state = State.DONE if needed.name in self._finished else state_of(self._plan, needed)
+            state = self._teller.state(needed)
             if state is State.FAILED and needed.name not in live:
                 error = read_record(self._plan, needed).get("error")
-                return False, f"it needs {_title(needed)}, which failed" + (f": {error}" if error else "")
+                return False, f"it needs {title(needed)}, which failed" + (f": {error}" if error else "")
             missing = missing or state is not State.DONE
         return missing, None
 
@@ -158,21 +138,15 @@ class Worker:
         lock = RunLock(self._plan.folder.lock(run))
         return lock.taken_here() and not lock.held()
 
-    def _tell_of_others(self, names: set[str]) -> None:
-        names = {name for name in names if RunLock(self._plan.folder.lock(name)).held()}
-        if names and names != self._elsewhere:
-            self._say(f"waiting for {len(names)} that another process works on: {', '.join(sorted(names))}")
-        self._elsewhere = names
-
     # -- a run -------------------------------------------------------------------------------------------------------
 
-    def _advance(self, job: _Job, again: bool = False) -> bool:
+    def _advance(self, job: Job, again: bool = False) -> bool:
         """Starts the next command of a run, if there is one; otherwise writes down its end. Whether it goes on."""
         state = state_of(self._plan, job.run, again)
         if state is State.DONE:
             self._done(job)
         elif state is State.FAILED:
-            self._fail(job, self._error(job))
+            self._fail(job, job.error(self._plan))
         else:
             job.state = state
             command = next_command(self._plan, job.run, state)
@@ -192,96 +166,48 @@ class Worker:
             code = job.process.poll() if job.process else None
             if code is None:
                 continue
-            self._add_seconds(job)
+            job.add_seconds(self._plan)
             if was_killed(code):
                 job.deaths += 1
                 if job.deaths < _MOST_DEATHS:
-                    self._say(f"{_title(job.run)}: killed by {killed_by(code)}; started again")
+                    self._teller.say(f"{title(job.run)}: killed by {killed_by(code)}; started again")
                     self._advance(job)
                 else:
                     self._fail(job, f"killed by {killed_by(code)} {job.deaths} times (out of memory?)")
             elif code:
-                self._fail(job, self._error(job))
+                self._fail(job, job.error(self._plan))
             elif state_of(self._plan, job.run) not in _AFTER[job.state]:
                 self._fail(job, "the command ended without an error and left no figures")
             else:
                 job.deaths = 0
                 self._advance(job)
 
-    def _error(self, job: _Job) -> str:
-        """What a run failed of: its row says, unless it is of an earlier start."""
-        folder, record = self._plan.run_folder(job.run).path, read_record(self._plan, job.run)
-        row = load_row(folder, lambda problem: None) or {}
-        if row.get("error") and (folder / ROW).stat().st_mtime >= record.get("since", 0) - 1:
-            return str(row["error"])
-        return str(record.get("error") or last_error(self._plan.folder.output(job.run.name)))
-
-    def _add_seconds(self, job: _Job) -> None:
-        before = read_record(self._plan, job.run).get("seconds") or 0.0
-        write_record(self._plan, job.run, seconds=round(before + time.monotonic() - job.started, 3))
-
-    def _done(self, job: _Job) -> None:
+    def _done(self, job: Job) -> None:
         write_record(self._plan, job.run, state="done", error=None)
         row = load_row(self._plan.run_folder(job.run).path) or {}
         self._tell_ledger(lambda: self._ledger.done(job.trial, first_metric(self._plan, row)))
         self._let_go(job)
         if job.process is None:  # it was done when it was taken, and somebody has said so
             return
-        shown = [f"{name} {row[name]:.6g}" for name in self._plan.metrics if isinstance(row.get(name), (int, float))]
-        seconds = seconds_taken(self._plan, job.run)
-        self._report(job, "  ".join([*shown, *([duration(seconds)] if seconds else [])]))
+        self._teller.ended(job.run, self._teller.done(job.run, row), self._jobs)
 
-    def _fail(self, job: _Job, error: str) -> None:
+    def _fail(self, job: Job, error: str) -> None:
         write_record(self._plan, job.run, state="failed", error=error)
         self._tell_ledger(lambda: self._ledger.failed(job.trial, error))
         self._let_go(job)
-        self._report(job, f"FAILED: {error}  ({self._plan.folder.output(job.run.name)})")
+        self._teller.ended(job.run, f"FAILED: {error}  ({self._plan.folder.output(job.run.name)})", self._jobs)
 
     def _tell_ledger(self, tell: Callable[[], None]) -> None:
         try:
             tell()
         except LedgerError as error:
             # The folder says it already; whoever meets the run in the ledger again will see that.
-            self._say(str(error))
+            self._teller.say(str(error))
 
-    def _let_go(self, job: _Job) -> None:
+    def _let_go(self, job: Job) -> None:
         self._jobs.remove(job)
         job.lock.release()
         self._asked = -math.inf
-
-    # -- what the user sees ------------------------------------------------------------------------------------------
-
-    def _states(self) -> dict[str, State]:
-        states = {}
-        for name, run in self._runs.items():
-            states[name] = State.DONE if name in self._finished else state_of(self._plan, run)
-            if states[name] is State.DONE and name not in self._finished:
-                self._finished[name] = seconds_taken(self._plan, run)
-        return states
-
-    def _left(self, states: dict[str, State]) -> str:
-        if all(state in (State.DONE, State.FAILED) for state in states.values()):
-            return ""
-        now = time.monotonic()
-        running = {job.run.name: now - job.started for job in self._jobs}
-        took = {name: seconds for name, seconds in self._finished.items() if seconds}
-        seconds = seconds_left(self._plan, self._runs, states, took, running, self._slots)
-        return f"; about {duration(seconds)} left" if seconds is not None else ""
-
-    def _report(self, job: _Job, text: str) -> None:
-        states = self._states()
-        still = [job.run.name for job in self._jobs]  # ended perhaps, and not told of yet
-        ended = sum(s in (State.DONE, State.FAILED) and name not in still for name, s in states.items())
-        self._say(f"[{ended}/{len(states)}] {_title(job.run)}: {text}{self._left(states)}")
-
-    def _draw(self) -> None:
-        if self._live is None or time.monotonic() < self._drawn + 2:
-            return
-        self._drawn = time.monotonic()
-        states, mine = self._states(), [job.run.name for job in self._jobs]
-        rest = [state for name, state in states.items() if name not in mine]
-        names = ", ".join(_title(job.run) for job in self._jobs)
-        self._live(f"{counts(rest, len(mine))}{self._left(states)}: {names}")
 
     # -- staying alive, and ending -----------------------------------------------------------------------------------
 
@@ -308,7 +234,9 @@ class Worker:
 
     def _end_all(self) -> None:
         """Ends the runs, those that can by themselves; a second Ctrl-C ends them at once."""
-        self._say(f"stopping {len(self._jobs)} running; `smallnets study run` goes on from their last checkpoints")
+        self._teller.say(
+            f"stopping {len(self._jobs)} running; `smallnets study run` goes on from their last checkpoints"
+        )
         for job in self._jobs:
             if job.process is not None:
                 end(job.process, signal.SIGTERM)
@@ -320,24 +248,7 @@ class Worker:
                         end(job.process, signal.SIGKILL)
             time.sleep(0.1)
         for job in list(self._jobs):
-            self._add_seconds(job)
+            job.add_seconds(self._plan)
             trial = job.trial
             self._tell_ledger(lambda trial=trial: self._ledger.give_back(trial))  # type: ignore[misc]
             self._let_go(job)
-
-
-def first_metric(plan: Plan, row: dict[str, Any]) -> float:
-    """The study's first figure that the row has, for the ledger; 0 if it has none."""
-    found = (row.get(name) for name in (*plan.metrics, "val_accuracy"))
-    return next((float(v) for v in found if isinstance(v, (int, float)) and math.isfinite(v)), 0.0)
-
-
-def _title(run: Run) -> str:
-    return f"{run.cell.cell} seed {run.seed}"
-
-
-def terminal_line(text: str) -> None:
-    """Writes over the last line of a terminal."""
-    width = os.get_terminal_size().columns - 1
-    sys.stdout.write(f"\r\x1b[K{text[:width]}")
-    sys.stdout.flush()

@@ -30,7 +30,7 @@ def fold(net: nn.Module) -> nn.Module:
     """
     net = getattr(net, "_orig_mod", net)  # a network under torch.compile
     folded = copy.deepcopy(net).eval().requires_grad_(False)
-    into = _pairs(folded)
+    into = norms_of(folded)
     for name, module in list(folded.named_modules()):
         if isinstance(module, (*_CONVS, QuaternionLinear)):
             norm = into.get(name)
@@ -42,17 +42,17 @@ def fold(net: nn.Module) -> nn.Module:
     return folded
 
 
-class _Tracer(fx.Tracer):
+class LayerTracer(fx.Tracer):
     """Follows the network's own forwards; modules without children are taken as they are."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not any(True for _ in m.children()) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _pairs(net: nn.Module) -> dict[str, str]:
+def norms_of(net: nn.Module) -> dict[str, str]:
     """Convolution -> the BatchNorm that alone reads it, where each is run once."""
     try:
-        nodes = [node for node in _Tracer().trace(net).nodes if node.op == "call_module"]
+        nodes = [node for node in LayerTracer().trace(net).nodes if node.op == "call_module"]
     except Exception as error:  # whatever the code of a user's network raises
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UserError(f"{type(net).__name__} cannot be folded, its forward cannot be followed:\n{reason}") from error

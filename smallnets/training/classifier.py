@@ -18,7 +18,7 @@ from smallnets.optim import param_groups, with_warmup
 from smallnets.pruning.masks import Masks
 from smallnets.results.entry import about_data, entry
 from smallnets.results.load import CHECKPOINT_KEY, load, load_masks
-from smallnets.surgery import fit_widths
+from smallnets.surgery import FakeQuantized, fit_widths
 from smallnets.training.distill import distillation_loss
 from smallnets.training.fast import FastSteps
 from smallnets.training.figures import figures
@@ -44,8 +44,12 @@ class Classifier(L.LightningModule):
     Law of masks: once `set_masks` was called, each masked weight is exactly 0.0 after every optimizer step, whatever
     the optimizer, its momentum and its weight decay; checked at every epoch's end. The masks are in every checkpoint.
 
+    Law of quantisation: once `set_fake_quantized` was called, training, validation, test and prediction see the rounded
+    network; its ranges are in every checkpoint, and a checkpoint that has them brings it back.
+
     Args:
-        net: takes float images (N, channels, height, width) and returns logits (N, classes).
+        net: takes float images (N, channels, height, width) and returns logits (N, classes). A `FakeQuantized`, as
+            `smallnets.load` gives one, stands for its network (`set_fake_quantized`).
         optimizer: parameters -> optimizer. Default: SGD, lr 0.1, momentum 0.9, weight decay 5e-4.
         scheduler: optimizer -> learning-rate schedule; None keeps the rate constant.
         interval: what the schedule counts, and `warmup` too: epochs or optimizer steps.
@@ -97,7 +101,13 @@ class Classifier(L.LightningModule):
         )
         # Plain values only: the checkpoint must load with weights_only=True. The network has its own record.
         self.save_hyperparameters(ignore=["net", "optimizer", "scheduler"])
-        self.net = load(init_from, like=net).train() if init_from else net
+        rounded = net if isinstance(net, FakeQuantized) and not init_from else None
+        net = net.net if isinstance(net, FakeQuantized) else net
+        self.net = load(init_from, like=net, rounded=False) if init_from else net
+        if not any(part.training for part in self.net.modules()):
+            # As `smallnets.load` gives it: Lightning would train it with frozen statistics and without dropout. Single
+            # parts that are in eval mode were put there by somebody, and stay.
+            self.net.train()
         self.optimizer_factory = optimizer
         self.scheduler_factory = scheduler
         self.interval = interval
@@ -113,6 +123,8 @@ class Classifier(L.LightningModule):
         self._teacher = (load(teacher).eval().requires_grad_(False),) if teacher else ()
         self._compiled = (torch.compile(self.net),) if compile else ()
         self._masks = load_masks(init_from) if init_from else None
+        self._fake: tuple[FakeQuantized, ...] = () if rounded is None else (rounded,)
+        self._stored_quantization: dict[str, Any] | None = None
         self.check_masks = check_masks
         self.automatic_optimization = not fast
         self._fast = FastSteps(self) if fast else None
@@ -170,6 +182,10 @@ class Classifier(L.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
+        if self._fake:
+            if self._fake[0].bounds.device != images.device:
+                self._fake[0].to(images.device)  # Lightning moved only the network
+            return self._fake[0](images)
         net = self._compiled[0] if self._compiled else self.net
         return net(images)
 
@@ -226,6 +242,8 @@ class Classifier(L.LightningModule):
             self._masks.apply_(self.net)
             if self.check_masks == "step":
                 self._masks.check(self.net)
+        if self._fake:
+            self._fake[0].update_ranges(self._largest_over_ranks if self.trainer.world_size > 1 else None)
         for callback in self._step_callbacks:
             callback.after_optimizer_step(self.trainer, self, step)
 
@@ -310,8 +328,9 @@ class Classifier(L.LightningModule):
         self.log_dict(self.val_metrics.compute(), prog_bar=True, sync_dist=True)
         self.val_metrics.reset()
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, self.test_metrics)
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Returns the logits (N, classes), for callbacks: the test images are read once."""
+        return self._evaluate(batch, self.test_metrics)
 
     def on_test_epoch_end(self) -> None:
         assert self.test_metrics is not None
@@ -346,6 +365,25 @@ class Classifier(L.LightningModule):
             masks.apply_(self.net)
         self._masks = masks
 
+    # -- quantisation ------------------------------------------------------------------------------------------------
+
+    @property
+    def fake_quantized(self) -> FakeQuantized | None:
+        """The rounded network that stands in for `net`; None where nothing is rounded."""
+        return self._fake[0] if self._fake else None
+
+    def set_fake_quantized(self, fake: FakeQuantized | None) -> None:
+        """Trains and evaluates `net` through `fake`, which shares its tensors; None ends that.
+
+        Ranges move after every optimizer step. Under DDP every rank must set the same.
+        """
+        self._fake = () if fake is None else (fake,)
+        if self._fast:
+            self._fast.forget()
+
+    def _largest_over_ranks(self, value: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(value.clone(), reduce_op="max")
+
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -354,6 +392,7 @@ class Classifier(L.LightningModule):
         checkpoint[CHECKPOINT_KEY] = {
             **entry(self.net, self._masks, {**about_data(data), "num_classes": self.num_classes}),
             "train_sums": list(self.train_sums.reduced(self._sum_over_ranks)),
+            "quantization": self._fake[0].record() if self._fake else None,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -364,11 +403,17 @@ class Classifier(L.LightningModule):
         """
         state = {key.removeprefix("net."): value for key, value in state_dict.items() if key.startswith("net.")}
         fit_widths(self.net, state, strict)
-        return super().load_state_dict(state_dict, strict, assign)
+        done = super().load_state_dict(state_dict, strict, assign)
+        if self._stored_quantization is not None:
+            self.set_fake_quantized(FakeQuantized(self.net, record=self._stored_quantization))
+            self._stored_quantization = None
+        return done
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = checkpoint.get(CHECKPOINT_KEY, {})
         self._masks = Masks.from_state_dict(stored["masks"]) if stored.get("masks") else None
+        self.set_fake_quantized(None)
+        self._stored_quantization = stored.get("quantization")  # once its weights are there
         sums = stored.get("train_sums")
         # The stored sums are those of all ranks: one rank takes them, or they would be counted once a rank.
         if sums and self.global_rank == 0:

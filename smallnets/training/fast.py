@@ -98,6 +98,10 @@ class FastSteps:
         self._watching = [
             each for each in self.module.trainer.callbacks if getattr(type(each), hook) is not getattr(Callback, hook)
         ]
+        self.forget()
+
+    def forget(self) -> None:
+        """Makes the next capture a new one: the network computes something else from now on."""
         self._captured = None
 
     def _forward_backward(self, number: int, optimizer: Any, images: Tensor, labels: Tensor, targets: Tensor) -> None:
@@ -106,6 +110,8 @@ class FastSteps:
         if images.is_cuda and alone:
             if self._captured is None:
                 self._captured = CapturedStep(module, optimizer, images, labels, targets)
+                if module.fake_quantized is not None:
+                    module.fake_quantized.forget_seen()
                 module.seed_step(number)  # capturing has drawn from the generator
             # An epoch's last batch is often smaller; it is not worth a graph of its own.
             if self._captured.fits(images, targets):

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smallnets.bench import PARTS
@@ -29,6 +30,10 @@ def _parser() -> Parser:
         "--ckpt", action="append", default=[], metavar="FILE", help="instead of the parts: time the inference of these"
         " checkpoints and exported files by turns, each against the first (give it once for each file)",
     )  # fmt: skip
+    parser.add_argument(
+        "--save", action="store_true", help="keep the latency of one image that --ckpt measures in the runs' folders,"
+        " for `smallnets report --figure pareto --cost latency_ms`",
+    )  # fmt: skip
     parser.add_argument("--repeats", type=int, metavar="N", help="rounds of each comparison (default: each part's own)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of torch on the CPU (default: 1)")
     add_device(parser)
@@ -49,6 +54,8 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if options.ckpt and options.only:
         raise UserError("smallnets bench: --ckpt and --only exclude each other")
+    if options.save:
+        _check_save(options)
     parts = [] if options.ckpt else _parts(options.only)
     for name in ("repeats", "threads"):
         if (value := getattr(options, name)) is not None and value < 1:
@@ -67,6 +74,8 @@ def run(argv: Sequence[str]) -> int:
             found += [("files", row) for row in rows]
             if not options.json:
                 print("\n".join(map(_line, rows)), flush=True)
+            if options.save:
+                _save(rows, machine)
         for part in parts:
             print(f"bench: {part}: {PARTS[part]}", file=sys.stderr, flush=True)
             rows = import_module(f"smallnets.bench.{part}").measure(settings)
@@ -83,6 +92,37 @@ def run(argv: Sequence[str]) -> int:
         quick = "; --quick: the figures mean little" if settings.quick else ""
         print(f"\n{sum(bar.met for bar in bars)} of {len(bars)} bars met in this run{quick}")
     return 0
+
+
+def _check_save(options: argparse.Namespace) -> None:
+    """UserError for figures that a run's row cannot have."""
+    from smallnets.results.load import read_checkpoint, require_float
+    from smallnets.results.run import RunFolder
+
+    if not options.ckpt or options.quick:
+        raise UserError("smallnets bench: --save goes with --ckpt and without --quick")
+    for path in map(Path, options.ckpt):
+        if path.suffix != ".ckpt" or RunFolder.owning(path) is None:
+            raise UserError(
+                f"smallnets bench: --save: {path} is no checkpoint in a run's folder, whose row it would be"
+            )
+        # torch emulates the integers in floats: its time is that of neither network.
+        require_float(read_checkpoint(path), path, "smallnets bench --save")
+
+
+def _save(rows: "Sequence[Row]", machine: dict[str, Any]) -> None:
+    from smallnets.results.latency import write_latency
+    from smallnets.results.run import RunFolder
+
+    name = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    for row in rows:
+        if row.name != "batch 1":
+            continue
+        for path, seconds in ((row.a, row.median_a_seconds), (row.b, row.median_b_seconds)):
+            run = RunFolder.owning(Path(path))
+            assert run is not None and seconds is not None, "_check_save saw to it"
+            about = {"checkpoint": Path(path).name, "rounds": row.rounds, "measured_on": machine}
+            print(f"bench: {write_latency(run.path, seconds, name, about)}", file=sys.stderr)
 
 
 def _parts(only: str | None) -> list[str]:

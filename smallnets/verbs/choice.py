@@ -32,7 +32,7 @@ class Choice:
     """
 
     def __init__(self, verb: str, options: Namespace) -> None:
-        self._logs = Path(options.trainer.default_root_dir or ".") / "lightning_logs"
+        self._logs = Path(options.trainer.default_root_dir or ".").expanduser() / "lightning_logs"
         self._name, self._run = options.name or _default_name(options), options.run
         check_name("--name", self._name)
         check_name("--run", self._run)
@@ -46,7 +46,7 @@ class Choice:
             if fit and not self.resumes:
                 self.folder = None
         elif wanted and not fit:
-            self.folder = RunFolder.owning(Path(wanted))
+            self.folder = RunFolder.owning(Path(wanted).expanduser())
         self.path: str | None = wanted
         self.checkpoint: dict[str, Any] | None = read_checkpoint(wanted) if wanted else None
 
@@ -73,8 +73,13 @@ class Choice:
             self.folder = RunFolder(Path(given) if given else self._logs / self._name / (self._run or "run"))
 
     def give_up(self) -> None:
-        """Removes a folder that was claimed and stayed empty."""
-        if self.folder is not None and self.folder.path.is_dir() and not any(self.folder.path.iterdir()):
+        """Removes a folder that was claimed and no run has written into: empty, or with a logger's first files."""
+        if self.resumes or not first_process() or self.folder is None or not self.folder.path.is_dir():
+            return
+        files = list(self.folder.path.iterdir())
+        if all(each.name.startswith("events.out.tfevents.") or each.name == "hparams.yaml" for each in files):
+            for each in files:
+                each.unlink()
             self.folder.path.rmdir()
 
 

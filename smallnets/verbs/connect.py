@@ -10,7 +10,7 @@ from smallnets.errors import UserError
 from smallnets.pruning.connectivity import error_barrier, overlap
 from smallnets.pruning.curves import accuracies
 from smallnets.pruning.masks import Masks
-from smallnets.results.load import CHECKPOINT_KEY, network_of, read_checkpoint
+from smallnets.results.load import CHECKPOINT_KEY, network_of, read_checkpoint, require_float
 from smallnets.verbs.arguments import Parser, add_device, chosen_device
 from smallnets.verbs.run_data import data_of, owner_of, require_same_split, validation_batches
 
@@ -64,6 +64,7 @@ def _found(options: argparse.Namespace) -> dict[str, Any]:
     stored = [read_checkpoint(path) for path in (options.a, options.b)]
     data = data_of(owner_of(options.a), options.root)
     for path, each in zip((options.a, options.b), stored, strict=True):
+        require_float(each, path, "smallnets connect")
         require_same_split(each, data)
         if each[CHECKPOINT_KEY].get("data") not in (None, data.name):
             raise UserError(f"{path} was trained on {each[CHECKPOINT_KEY]['data']}, and {options.a} on {data.name}")

@@ -17,7 +17,7 @@ from smallnets.measure import count
 from smallnets.pruning.curves import METHODS, accuracies, pruned_copy
 from smallnets.pruning.masks import Masks
 from smallnets.results.entry import ABOUT
-from smallnets.results.load import CHECKPOINT_KEY, network_of, read_checkpoint
+from smallnets.results.load import CHECKPOINT_KEY, network_of, read_checkpoint, require_float
 from smallnets.results.row import read_row, write_text
 from smallnets.results.run import RunFolder
 from smallnets.results.save import save
@@ -67,6 +67,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     methods, fractions = _chosen_methods(options.methods), _chosen_fractions(options.fractions)
     checkpoint = read_checkpoint(options.checkpoint)
+    require_float(checkpoint, options.checkpoint, "smallnets curves")
     owner = owner_of(options.checkpoint)
     if options.fine_tune < 0:
         raise UserError(f"smallnets curves: --fine_tune is 0 or more epochs, not {options.fine_tune}")

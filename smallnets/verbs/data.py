@@ -145,18 +145,12 @@ def _augment(text: str) -> list[Any]:
 
 
 def _write_grid(data: "ImageData", options: argparse.Namespace) -> None:
-    import torch
     from torchvision.utils import save_image
 
     if options.images < 1:
         raise UserError(f"--images is 1 or more, not {options.images}")
-    data.batch_size = min(options.images, data.split_sizes["train"])
-    batch = next(iter(data.train_dataloader()))
-    images, _ = data.on_after_batch_transfer(batch, 0)
-    # Back from normalised values to pixels: what is seen is what a network gets.
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (data.mean, data.std))
-    pixels = (images * std + mean).clamp(0, 1)
+    shown = min(options.images, data.split_sizes["train"])
     try:
-        save_image(pixels, options.out, nrow=max(1, round(data.batch_size**0.5)))
+        save_image(data.augmented(shown)[0], options.out, nrow=max(1, round(shown**0.5)))
     except OSError as error:
         raise UserError(f"--out {options.out} cannot be written: {error.strerror or error}") from error

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from smallnets.bench.machine import describe_machine
 from smallnets.compress.card import Facts, card
-from smallnets.compress.export import DTYPES, prepared, to_file
+from smallnets.compress.export import DTYPES, prepared, require_trained, to_file
 from smallnets.compress.runtime import FORMATS, Exported, open_exported, require
 from smallnets.compress.subject import Subject, read_subject
 from smallnets.compress.verify import Agreement, accuracy, compare_logits
@@ -25,6 +25,7 @@ from smallnets.measure.memory import memory
 from smallnets.measure.micronet import micronet_score
 from smallnets.results.row import write_text
 from smallnets.results.run import RunFolder
+from smallnets.surgery import FakeQuantized
 from smallnets.verbs.messages import as_user_errors, parser_message, short_warnings
 from smallnets.verbs.score import course_scores
 
@@ -44,7 +45,11 @@ def run(argv: Sequence[str]) -> int:
         out = _checked(options)
         subject = read_subject(options.checkpoint)
         images = _Images(parser, options, subject)
-        calibration = images.of("train", options.calibration)[0] if options.dtype == "int8" else None
+        trained = isinstance(subject.net, FakeQuantized)
+        if trained:
+            require_trained(options.format, options.dtype, options.checkpoint)
+        calibrates = options.dtype == "int8" and not trained
+        calibration = images.of("train", options.calibration)[0] if calibrates else None
         notes = {"net": subject.name, "mean": str(list(subject.mean)), "std": str(list(subject.std))}
         notes["classes"] = ", ".join(subject.classes)
         page = out.with_name(out.name + ".md")
@@ -71,7 +76,13 @@ def _parser() -> ArgumentParser:
         help=f"logits: of {_COMPARED} images; full: of all validation images, and the accuracy of file and network (the"
         " test set is for `smallnets test` alone)",
     )  # fmt: skip
-    parser.add_argument("--calibration", type=int, default=512, metavar="N", help="training images for int8")
+    parser.add_argument(
+        "--calibration",
+        type=int,
+        default=512,
+        metavar="N",
+        help="training images for int8; a network that was trained so has its ranges",
+    )
     parser.add_argument("--calls", type=int, default=50, metavar="N", help="timed calls for each latency; 0: none")
     parser.add_argument("--licence", type=str | None, default=None, help="of the weights, for the card")
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config of `fit`; only its data are read")
@@ -192,7 +203,8 @@ def _facts(
     subject: Subject, part: Path, options: Namespace, agreement: Agreement, words: str, found: dict[str, float]
 ) -> Facts:
     size, channels, bits = subject.image_size, subject.in_channels, _BITS[options.dtype]
-    counts, folded = count(subject.net, size, channels), prepared(subject.net)
+    stored = subject.stored
+    counts, folded = count(stored, size, channels), prepared(stored)
     machine = describe_machine(torch.device("cpu"))
     return Facts(
         format=options.format,

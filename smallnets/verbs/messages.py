@@ -1,8 +1,10 @@
 """From the errors and warnings of the libraries underneath to one or two lines in the user's spelling."""
 
 import difflib
+import errno
 import inspect
 import logging
+import os
 import re
 import sys
 import warnings
@@ -26,6 +28,10 @@ _NOISE = (
     r"The dirpath has changed from",  # a checkpoint taken over by a new run
 )
 
+# The disk, a quota or a file's largest size.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ROOM = "; what was written before is whole: make room, then go on with --ckpt_path=last"
+
 
 @contextmanager
 def as_user_errors(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
@@ -39,6 +45,9 @@ def as_user_errors(options: Callable[[], Iterable[str]] = list) -> Iterator[None
         # The parser wraps what a constructor raised; a message of ours is the better one.
         if (ours := _user_error_in(error)) is not None:
             raise ours from error
+        # A class that the parser may build but that cannot be had, such as a logger whose package is missing.
+        if found := re.search(r"Problem with given class_path '([^']+)': (.*?)(?: - Expected|$)", one_line(str(error))):
+            raise UserError(f"{found[1]}: {found[2]}") from error
         if not isinstance(error, ArgumentError):
             raise
         raise UserError(parser_message(str(error), options())) from error
@@ -49,9 +58,10 @@ def as_user_errors(options: Callable[[], Iterable[str]] = list) -> Iterator[None
             raise
         raise RunError(one_line(str(error))) from error
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in _FULL:
             raise
-        raise RunError(f"{error.filename}: {error.strerror}") from error
+        where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+        raise RunError(f"{where}{error.strerror}{_ROOM if error.errno in _FULL else ''}") from error
 
 
 def _user_error_in(error: BaseException) -> UserError | None:
@@ -97,7 +107,10 @@ def parser_message(message: str, options: Iterable[str] = ()) -> str:
     text = one_line(re.sub(r'Parser key "[^"]+": ?', "", message))
     if found := re.match(r"unrecognized arguments: (.*)", text):
         first = found[1].split()[0].partition("=")[0]
-        return f"no option {first}{_nearest(first, ['--' + o for o in options])}"
+        known = [f"--{each}" for each in options]
+        # --lr for --model.optimizer.lr
+        inner = [each for each in known if each.rpartition(".")[2] == first.lstrip("-")]
+        return f"no option {first}" + (f"; there is {', '.join(inner)}" if inner else _nearest(first, known))
     if found := re.match(r"the following arguments are required: (.*)", text):
         names = [name.partition(".")[2] for name in found[1].split(", ")]
         return f"required, on the command line or in a --config: {', '.join('--' + n for n in names)}"
@@ -120,6 +133,17 @@ def parser_message(message: str, options: Iterable[str] = ()) -> str:
     if wanted and came:
         return f"{option}: {' or '.join('null' if w == 'NoneType' else w for w in wanted)} expected, got {came[-1]}"
     return f"{option}: {text}" if option else text
+
+
+def trainer_message(message: str, accelerator: Any) -> str:
+    """Why the trainer cannot be built, in one line; a device that is not here by its option."""
+    text = one_line(message)
+    if "gpu backend" in text or "accelerator is not available" in text:
+        return (
+            f"--trainer.accelerator={accelerator}: torch finds no such device here; allowed: auto, cpu"
+            " (a GPU needs its driver and a build of torch for it)"
+        )
+    return f"the trainer refuses its options: {text}"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

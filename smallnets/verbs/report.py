@@ -17,8 +17,10 @@ FIGURES = {
     "layers": "filters and parameters of each layer, of checkpoints instead of folders (PATH or NAME=PATH)",
     "pareto": "accuracy against --cost",
     "lottery": "accuracy against weights remaining",
+    "remaining": "accuracy against the share of the real network's weights, of a network and its other forms",
 }
-COSTS = ("parameters", "nonzero_parameters", "macs", "bytes")
+LIMITED = ("parameters", "nonzero_parameters", "macs", "bytes")
+COSTS = (*LIMITED, "latency_ms")
 
 
 def _parser() -> Parser:
@@ -36,7 +38,9 @@ def _parser() -> Parser:
         "--metric", default="val_accuracy", metavar="NAME", help="a figure of the row (default: val_accuracy)"
     )
     parser.add_argument("--baseline", metavar="CELL", help="compare with this cell (default: the first; none: no cell)")
-    parser.add_argument("--cost", default="parameters", metavar="NAME", help=f"of {', '.join(COSTS)}")
+    parser.add_argument(
+        "--cost", default="parameters", metavar="NAME", help=f"of {', '.join(COSTS)} (which `bench --save` keeps)"
+    )
     parser.add_argument(
         "--budget", action="append", default=[], metavar="NAME=N", help="flag cells above it, as in parameters=5M"
     )
@@ -113,13 +117,15 @@ def _rows(options: argparse.Namespace) -> int:
         print(report.table.markdown())
         for name, found in report.verdicts.items():
             print(f"{name}: {found.sentence}\n")
+        for sentence in report.beside:
+            print(f"{sentence}\n")
         print(f"{len(report.files)} files in {out}; open {report.page}")
         problems = report.problems
     else:
         figure, problems = _figure(options, results)
         from smallnets.report.figures import save
 
-        for path in save(figure, out / (options.figure if options.figure == "lottery" else f"pareto-{options.cost}")):
+        for path in save(figure, out / (f"pareto-{options.cost}" if options.figure == "pareto" else options.figure)):
             print(path)
         problems = [*results.problems, *problems]
     for problem in problems:
@@ -131,6 +137,7 @@ def _figure(options: argparse.Namespace, results: "Results") -> tuple[Any, list[
     from smallnets.report.lottery import lotteries
     from smallnets.report.lottery_figure import LotteryFigure
     from smallnets.report.pareto import ParetoFigure
+    from smallnets.report.remaining import RemainingFigure, families
     from smallnets.report.tables import is_share
 
     if not is_share(options.metric):
@@ -139,11 +146,18 @@ def _figure(options: argparse.Namespace, results: "Results") -> tuple[Any, list[
     if options.figure == "pareto":
         figure = ParetoFigure(results, asked.metric, options.cost, asked.points(options.cost))
         if len(figure.frame()) == 0:
-            raise UserError(f"--figure pareto: no run here has {asked.metric} and {options.cost}")
+            hint = "; smallnets bench --ckpt CKPT --save measures it" if options.cost == "latency_ms" else ""
+            raise UserError(f"--figure pareto: no run here has {asked.metric} and {options.cost}{hint}")
         return figure, []
     found, problems = lotteries(results, asked.metric)
     if not any(each.points for each in found):
-        raise UserError(f"--figure lottery: no run of LotteryTicket with {asked.metric} in {', '.join(options.paths)}")
+        where = ", ".join(options.paths)
+        raise UserError(f"--figure {options.figure}: no run of LotteryTicket with {asked.metric} in {where}")
+    if options.figure == "remaining":
+        beside = families(found)
+        if not beside:
+            raise UserError("--figure remaining: no real network with another form of it, quaternion or narrow, here")
+        return RemainingFigure(beside, asked.metric, asked.points("remaining")), problems
     return LotteryFigure(found, asked.metric, asked.halving, asked.points("remaining")), problems
 
 
@@ -171,8 +185,8 @@ def _limits(given: Sequence[str]) -> dict[str, int]:
     limits: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
-        if not equals or name not in COSTS:
-            raise UserError(f"smallnets report: --budget: NAME=N is expected, got {text!r}; {nearest(name, COSTS)}")
+        if not equals or name not in LIMITED:
+            raise UserError(f"smallnets report: --budget: NAME=N is expected, got {text!r}; {nearest(name, LIMITED)}")
         limits[name] = value
     return Budget(**limits).limits() if limits else {}
 

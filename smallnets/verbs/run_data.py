@@ -42,4 +42,4 @@ def require_same_split(checkpoint: dict[str, Any], data: ImageData) -> None:
 
 def validation_batches(data: ImageData) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised images and labels of the validation split."""
-    return (data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader())
+    return data.batches("val")

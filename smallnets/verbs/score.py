@@ -10,6 +10,7 @@ from smallnets.measure import count
 from smallnets.measure.memory import memory
 from smallnets.measure.micronet import COURSE_OPERATIONS, course_score, micronet_score
 from smallnets.measure.sparse import stored_forms
+from smallnets.surgery import FakeQuantized
 from smallnets.verbs.arguments import Parser
 
 
@@ -20,8 +21,9 @@ def _parser() -> Parser:
         " MicroNet Challenge 2019 (lower is better); bytes in each form; memory of one inference.",
     )
     parser.add_argument("checkpoint", metavar="CKPT")
-    parser.add_argument("--weight_bits", type=int, default=32, metavar="N", help="1 to 32 (default: 32)")
-    parser.add_argument("--activation_bits", type=int, default=32, metavar="N", help="1 to 32 (default: 32)")
+    default = "1 to 32 (default: 32; 8 for a network that was trained so)"
+    parser.add_argument("--weight_bits", type=int, metavar="N", help=default)
+    parser.add_argument("--activation_bits", type=int, metavar="N", help=default)
     parser.add_argument("--layers", action="store_true", help="layer by layer")
     parser.add_argument("--json", action="store_true", help="one object, with the layers")
     return parser
@@ -46,11 +48,18 @@ def course_scores(parameters: int, nonzero: int, macs: int, weight_bits: int, ac
     }
 
 
-def scores(subject: Subject, weight_bits: int = 32, activation_bits: int = 32) -> dict[str, Any]:
-    """Scores, forms and memory as plain data; forms, memory and MicroNet's score are those of the folded network."""
+def scores(subject: Subject, weight_bits: int | None = None, activation_bits: int | None = None) -> dict[str, Any]:
+    """Scores, forms and memory as plain data; forms, memory and MicroNet's score are those of the folded network.
+
+    Bits that are not given are those of the network's training: 8 after quantisation-aware training, else 32.
+    """
     size, channels = subject.image_size, subject.in_channels
-    counts = count(subject.net, size, channels)
-    folded = prepared(subject.net)
+    trained = 8 if isinstance(subject.net, FakeQuantized) else 32
+    weight_bits = trained if weight_bits is None else weight_bits
+    activation_bits = trained if activation_bits is None else activation_bits
+    stored = subject.stored
+    counts = count(stored, size, channels)
+    folded = prepared(stored)
     bits = (weight_bits, activation_bits)
     return {
         "name": subject.name,

@@ -16,8 +16,9 @@ import yaml
 from smallnets.errors import UserError
 from smallnets.results.row import write_text
 from smallnets.studies.execute import SMALLNETS, end, run_environment
-from smallnets.studies.search import Ended, Report, Trials, line_of
-from smallnets.studies.search_space import Dimension, Search
+from smallnets.studies.search import Trials
+from smallnets.studies.search_space import KEYS, QUICK_KEYS, Dimension, Search
+from smallnets.studies.trial import Ended, Report, line_of
 from smallnets.verbs.arguments import Parser
 
 _ACTIONS = ("run", "show", "confirm")
@@ -28,6 +29,7 @@ def _parser() -> Parser:
         prog="smallnets search",
         description="Searches a space of configurations; killed and started again, it goes on where it was. "
         "`smallnets search FILE` is `smallnets search run FILE`.",
+        epilog=f"keys of FILE: {', '.join(KEYS)}; of its `quick`: {', '.join(QUICK_KEYS)} (docs/studies.md)",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="{run,show,confirm}")
     common = Parser(add_help=False)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from smallnets.errors import UserError
+from smallnets.studies.on_ray import RayWorkers
 from smallnets.studies.plan import Plan, make_plan, old_runs, stored_plan
 from smallnets.studies.progress import counts, duration, seconds_left, seconds_taken
 from smallnets.studies.state import RunLock, State, read_record, state_of
-from smallnets.studies.study import Study
+from smallnets.studies.study import KEYS, QUICK_KEYS, Study
 from smallnets.verbs.arguments import Parser
 
 
@@ -21,6 +22,7 @@ def _parser() -> Parser:
         prog="smallnets study",
         description="Runs a grid of configurations and seeds, each run a process of its own; killed and started again, "
         "it goes on where it was.",
+        epilog=f"keys of FILE: {', '.join(KEYS)}; of its `quick`: {', '.join(QUICK_KEYS)} (docs/studies.md)",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="{run,work,status,commands}")
     common = Parser(add_help=False)
@@ -35,6 +37,14 @@ def _parser() -> Parser:
     working.add_argument("--storage", metavar="URL", help=ledger)
     go = actions.add_parser("run", parents=[common, working], help="run what is left of it")
     go.add_argument("--retry", action="store_true", help="also the runs that failed")
+    go.add_argument("--on", choices=("local", "ray"), default="local", help="where the workers are (default: local)")
+    ray = go.add_argument_group("on a Ray cluster (extra `ray`), whose machines share this folder")
+    ray.add_argument(
+        "--address", metavar="HOST:PORT", help="of the cluster (default: RAY_ADDRESS, or a Ray of its own)"
+    )
+    ray.add_argument("--workers", type=int, metavar="N", help="so many, each at one run (default: 1)")
+    ray.add_argument("--cpus-per-worker", type=float, metavar="X", help="CPUs that Ray counts for each (default: 1)")
+    ray.add_argument("--gpus-per-worker", type=float, metavar="X", help="GPUs, as 0.25 for four on one (default: 0)")
     actions.add_parser("work", parents=[common, working], help="help with a study that `run` has begun")
     status = actions.add_parser("status", parents=[common], help="what is done, what is running, how long it takes")
     status.add_argument("--commands", action="store_true", help="print each run's command lines instead")
@@ -74,10 +84,46 @@ def _run(study: Study, options: argparse.Namespace) -> int:
 
     join = options.action == "work"
     retry = not join and options.retry
+    elsewhere = None if join else _elsewhere(options)
     return run_study(
         study, FitResolver(), root=options.folder, slots=options.slots, storage=options.storage, retry=retry, join=join,
-        gpus=_gpus(),
+        gpus=_gpus(), elsewhere=elsewhere,
     )  # fmt: skip
+
+
+def _elsewhere(options: argparse.Namespace) -> RayWorkers | None:
+    given = {name: getattr(options, name) for name in ("address", "workers", "cpus_per_worker", "gpus_per_worker")}
+    if options.on == "local":
+        for name, value in given.items():
+            if value is not None:
+                raise UserError(
+                    f"smallnets study: --{name.replace('_', '-')} is for --on ray; here --slots says how many"
+                )
+        return None
+    if options.slots != 1:
+        raise UserError("smallnets study: --on ray takes --workers, each at one run, and no --slots")
+    workers, cpus, gpus = (
+        1 if options.workers is None else options.workers,
+        given["cpus_per_worker"],
+        given["gpus_per_worker"],
+    )
+    cpus, gpus = 1.0 if cpus is None else cpus, gpus or 0.0
+    if workers < 1 or cpus < 0 or gpus < 0 or (gpus > 1 and gpus != int(gpus)):
+        raise UserError(
+            "smallnets study: --workers is 1 or more, --cpus-per-worker 0 or more, --gpus-per-worker a share of 1 or a"
+            f" whole number; got {workers}, {cpus:g}, {gpus:g}"
+        )
+    command = [
+        "-m",
+        "smallnets",
+        "study",
+        "work",
+        options.file,
+        f"--folder={options.folder}",
+        *(["--quick"] * options.quick),
+    ]
+    command += [f"--storage={options.storage}"] if options.storage else []
+    return RayWorkers(command, workers, options.address, cpus, gpus, shared=options.storage is not None)
 
 
 def _gpus() -> list[str]:

@@ -4,6 +4,7 @@ import json
 import sys
 from typing import Any
 
+import torch
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from torch import nn
 
@@ -12,7 +13,9 @@ from smallnets.data import ImageData
 from smallnets.errors import UserError
 from smallnets.measure import Budget, Counts, count
 from smallnets.models.name import name_of
+from smallnets.pruning.quaternion_channels import real_twin
 from smallnets.results.load import CHECKPOINT_KEY, network_of, read_checkpoint
+from smallnets.surgery import Quaternion
 from smallnets.verbs.messages import as_user_errors
 
 
@@ -28,11 +31,17 @@ def run(argv: list[str]) -> int:
     counts = count(net, image_size=image_size, in_channels=in_channels)
     limits = {k: v for k, v in options.budget.as_dict().items() if v is not None}
     broken = Budget(**limits).check(counts) if limits else []
-    name = name_of(net)
+    name, real = name_of(net), _real_counts(net, image_size, in_channels)
     if options.json:
-        print(json.dumps(_object(name, net, counts, limits, broken), indent=1))
+        print(json.dumps({**_object(name, net, counts, limits, broken), **_of_real(real)}, indent=1))
     else:
         _show(f"{name} on {in_channels}x{image_size}x{image_size}", counts)
+        if real is not None:
+            shares = counts.parameters / real.parameters, counts.macs / real.macs
+            print(
+                f"the real network of these widths has {real.parameters:,} parameters and {real.macs:,} MACs: here are"
+                f" {shares[0]:.1%} of its parameters, and {shares[1]:.1%} of its MACs"
+            )
     for line in broken:
         print(f"smallnets summary: {name} is over its budget: {line}", file=sys.stderr)
     return 1 if broken else 0
@@ -74,6 +83,22 @@ def _from_options(parser: ArgumentParser, options: Namespace) -> tuple[nn.Module
     return built.model.net, built.data.image_size, built.data.in_channels
 
 
+def _real_counts(net: nn.Module, image_size: int, in_channels: int) -> Counts | None:
+    """Of a quaternion network, the counts of the real one of its widths on the same four channels, if it takes them."""
+    if not isinstance(net, Quaternion):
+        return None
+    try:
+        with torch.device("meta"):
+            real = real_twin(net)
+    except UserError:  # a user's own network that is not described by its arguments, or of three channels alone
+        return None
+    return count(real, image_size=image_size, in_channels=4 if in_channels == 3 else in_channels)
+
+
+def _of_real(real: Counts | None) -> dict[str, Any]:
+    return {} if real is None else {"real": {"parameters": real.parameters, "macs": real.macs}}
+
+
 def _object(name: str, net: nn.Module, counts: Counts, limits: dict[str, Any], broken: list[str]) -> dict[str, Any]:
     return {
         "name": name,
@@ -112,5 +137,6 @@ def _show(title: str, counts: Counts) -> None:
         ]
         print("  ".join(cells).rstrip())
     print(
-        f"{counts.bytes:,} bytes stored (parameters and buffers); MACs of one image, FLOPs = 2 MACs = {counts.flops:,}"
+        f"{counts.bytes:,} bytes stored (parameters and buffers); {counts.activation_bytes:,} bytes of activations held"
+        f" at once; MACs of one image, FLOPs = 2 MACs = {counts.flops:,}"
     )

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,24 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from smallnets.callbacks import Health
 from smallnets.callbacks.checkpoint import RenamedCheckpointIO
+from smallnets.callbacks.interrupt import Interrupt
 from smallnets.callbacks.look import TensorBoardLook
+from smallnets.callbacks.look_test import TensorBoardTest
 from smallnets.callbacks.record import unfinished_row
 from smallnets.config import LINKED, expand_arguments
 from smallnets.data import ImageData
-from smallnets.errors import UserError
+from smallnets.errors import RunError, UserError
 from smallnets.measure import count
 from smallnets.models.name import name_of
 from smallnets.models.spec import spec_of
-from smallnets.results.load import CHECKPOINT_KEY, network_of, read_checkpoint, require_same_network
+from smallnets.requirements import require_free_port
+from smallnets.results.load import CHECKPOINT_KEY, fake_quantized, network_of, read_checkpoint, require_same_network
 from smallnets.results.resume import require_same_settings
 from smallnets.results.row import read_row
 from smallnets.results.run import RunFolder
@@ -33,7 +38,7 @@ from smallnets.training.classifier import Classifier
 from smallnets.training.predictions import write_predictions
 from smallnets.verbs.attachments import fit_callbacks, fit_loggers
 from smallnets.verbs.choice import Choice, first_process
-from smallnets.verbs.messages import as_user_errors, one_line, short_warnings
+from smallnets.verbs.messages import as_user_errors, short_warnings, trainer_message
 
 # What belongs to one command and not to the configuration that made the run.
 _OF_THE_COMMAND = ("ckpt_path", "run", "weights_only", "verbose", "return_predictions", "config", "reread_test")
@@ -92,6 +97,8 @@ class TrainerCLI(LightningCLI):
         arguments["logger"] = given.logger if given.logger is not None else False
         if self.verb == "fit":
             arguments["callbacks"] += fit_callbacks(built, folder, self._plain_config())
+            if folder is not None and given.enable_checkpointing is not False:
+                arguments["callbacks"].append(Interrupt())
             sizes = f"{counts.parameters:,} parameters, {counts.macs:,} MACs, {counts.bytes:,} bytes"
             where = folder.path if folder else "(none: fast_dev_run)"
             _say(f"{name_of(self.model.net)}: {sizes}; {self.datamodule.name}; run {where}")
@@ -108,10 +115,19 @@ class TrainerCLI(LightningCLI):
         if given.profiler is not None:
             logging.getLogger("lightning.pytorch").setLevel(logging.INFO)  # where a profile is printed
         try:
-            return self.trainer_class(**arguments)
+            trainer = self.trainer_class(**arguments)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             self.choice.give_up()
-            raise UserError(f"the trainer refuses its options: {one_line(str(error))}") from error
+            raise UserError(trainer_message(str(error), given.accelerator)) from error
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        # Lightning's own starts the processes; another, such as torchrun's, holds the port itself.
+        if trainer.world_size > 1 and isinstance(environment, LightningEnvironment) and first_process():
+            try:
+                require_free_port()
+            except RunError:
+                self.choice.give_up()
+                raise
+        return trainer
 
     def _check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         path, stored = str(self.choice.path), checkpoint[CHECKPOINT_KEY]
@@ -129,6 +145,7 @@ class TrainerCLI(LightningCLI):
         if self.verb != "fit":
             # The file alone says what the network is, whatever was pruned since its configuration was written.
             self.model.net = network_of(checkpoint, path, net=self.model.net)
+            self.model.set_fake_quantized(fake_quantized(checkpoint, self.model.net))
 
     def _plain_config(self) -> dict[str, Any]:
         """The resolved configuration, to be run again: without what belongs to this one command."""
@@ -149,17 +166,28 @@ class TrainerCLI(LightningCLI):
         try:
             self.trainer.fit(**arguments)
         except SIGTERMException as error:
+            _say(f"terminated after step {self.trainer.global_step}; {self._how_to_resume()}")
             raise SystemExit(143) from error
         except SystemExit as error:
             # Lightning's way out of Ctrl-C.
-            _say(
-                f"interrupted after step {self.trainer.global_step}; --ckpt_path=last goes on from the last checkpoint"
-            )
+            _say(f"interrupted after step {self.trainer.global_step}; {self._how_to_resume()}")
             raise SystemExit(130) from error
+        except BaseException:
+            # A fit that could not even begin, for want of its data, leaves no folder that looks like a run.
+            self.choice.give_up()
+            raise
         row = read_row(folder) if folder else None
         if row is not None:
             speed = f"{row['epochs']} epochs in {row['seconds']:.1f} s, {row['images_per_second']} images/s"
             _say(f"best validation accuracy {row['val_accuracy']}, {speed}; {folder}")
+
+    def _how_to_resume(self) -> str:
+        """The command that goes on with the run, from its own configuration."""
+        folder = self.choice.folder
+        if folder is None or not folder.last.is_file():
+            return "there is no checkpoint yet: start the command again"
+        command = ["smallnets", "fit", "--config", str(folder.config), f"--run={folder.run}", "--ckpt_path=last"]
+        return f"to go on: {shlex.join(command)}"
 
     def validate(self, **arguments: Any) -> None:
         """Prints the validation figures of a checkpoint."""
@@ -186,6 +214,9 @@ class TrainerCLI(LightningCLI):
         about = unfinished_row(folder, self.trainer, self.model, self.datamodule)
         begin = LambdaCallback(on_test_start=lambda trainer, _: _begin(trainer, folder, path, about))
         self.trainer.callbacks.append(begin)  # type: ignore[attr-defined]
+        if self.options.trainer.logger is not False:
+            step = int((self.choice.checkpoint or {}).get("global_step", 0))
+            self.trainer.callbacks.append(TensorBoardTest(folder=folder, step=max(0, step - 1)))  # type: ignore[attr-defined]
         figures = self._evaluate("test", arguments)
         if self.trainer.is_global_zero:
             end_reading(folder, figures, self.datamodule.split_sizes["test"])
@@ -278,4 +309,5 @@ def _option_names() -> list[str]:
     """The options of the verbs, as far as they are not those of a chosen network, optimizer or data set."""
     groups = {"trainer": Trainer, "model": Classifier, "data": ImageData, "health": Health, "look": TensorBoardLook}
     own = ["config", "name", "run", "ckpt_path", "seed_everything", "checkpoint_every", "reread_test", "print_config"]
+    own += ["model.optimizer.lr", "model.optimizer.momentum", "model.optimizer.weight_decay"]
     return own + [f"{group}.{name}" for group, cls in groups.items() for name in inspect.signature(cls).parameters]
