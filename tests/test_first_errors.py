@@ -72,7 +72,7 @@ def test_a_device_that_is_not_there(here, tiny, capsys, monkeypatch, accelerator
         ("--trainer.strategy=fsdp", "requires a GPU"),
         ("--trainer.devices=[0,1]", "should be an int > 0"),
         ("--trainer.precision=fp16", "one of .*'16-mixed', 'bf16-true', 'bf16-mixed'.*, got fp16"),
-        ("--trainer.logger=WandbLogger", "pip install wandb"),
+        ("--trainer.logger=WandbLogger", "pip install .*wandb"),
         ("--lr=0.1", "no option --lr; there is --model.optimizer.lr$"),
         ("--max_epochs=3", "no option --max_epochs; there is --trainer.max_epochs$"),
         ("--batch_size=3", "no option --batch_size; there is --data.batch_size$"),
@@ -127,7 +127,7 @@ def test_a_missing_package_is_told(asked, monkeypatch):
         raise requirements.PackageNotFoundError(name)
 
     monkeypatch.setattr(requirements, "version", gone)
-    with pytest.raises(UserError, match=r"smallnets needs torch>=\S+, which is not installed: pip install"):
+    with pytest.raises(UserError, match=r"smallnets needs \S+, which is not installed: pip install"):
         requirements.require_packages()
 
 

@@ -116,7 +116,7 @@ class TrainerCLI(LightningCLI):
             logging.getLogger("lightning.pytorch").setLevel(logging.INFO)  # where a profile is printed
         try:
             trainer = self.trainer_class(**arguments)
-        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        except (MisconfigurationException, KeyError, ValueError, TypeError, RuntimeError) as error:
             self.choice.give_up()
             raise UserError(trainer_message(str(error), given.accelerator)) from error
         environment = getattr(trainer.strategy, "cluster_environment", None)
@@ -299,7 +299,7 @@ def with_run_config(verb: str, argv: list[str]) -> list[str]:
     if {"--help", "-h", "--data"} & set(given) or path in ("best", "last"):
         return argv
     read_checkpoint(path)
-    owner = RunFolder.owning(Path(path))
+    owner = RunFolder.owning(Path(path).expanduser())
     if owner is None:
         raise UserError(f"--ckpt_path {path} lies in no run's checkpoints folder: give --config too")
     return ["--config", str(owner.config), *argv]
