@@ -45,8 +45,9 @@ class Choice:
             wanted = str(self.folder.checkpoints / f"{wanted}.ckpt")
             if fit and not self.resumes:
                 self.folder = None
-        elif wanted and not fit:
-            self.folder = RunFolder.owning(Path(wanted).expanduser())
+        elif wanted:
+            wanted = str(Path(wanted).expanduser())
+            self.folder = None if fit else RunFolder.owning(Path(wanted))
         self.path: str | None = wanted
         self.checkpoint: dict[str, Any] | None = read_checkpoint(wanted) if wanted else None
 

@@ -116,7 +116,7 @@ class TrainerCLI(LightningCLI):
             logging.getLogger("lightning.pytorch").setLevel(logging.INFO)  # where a profile is printed
         try:
             trainer = self.trainer_class(**arguments)
-        except (MisconfigurationException, KeyError, ValueError, TypeError, RuntimeError) as error:
+        except (MisconfigurationException, ImportError, KeyError, ValueError, TypeError, RuntimeError) as error:
             self.choice.give_up()
             raise UserError(trainer_message(str(error), given.accelerator)) from error
         environment = getattr(trainer.strategy, "cluster_environment", None)
