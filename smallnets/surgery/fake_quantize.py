@@ -94,8 +94,8 @@ class _Point(nn.Module):
         self.ranges, self.index = ranges, index
 
     def forward(self, x: Any) -> Any:
-        if not (isinstance(x, Tensor) and x.is_floating_point()):
-            return x  # the sum of two sizes
+        if not (isinstance(x, Tensor) and x.is_floating_point()) or x.is_meta:
+            return x  # the sum of two sizes; without values, where a network is counted, nothing is rounded
         ranges = self.ranges
         if ranges.observe:
             smallest, largest = torch.aminmax(x.detach())
