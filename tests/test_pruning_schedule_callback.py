@@ -65,7 +65,13 @@ def fit(module, *callbacks, data=None, ckpt_path=None, **given):
         callbacks=list(callbacks), accelerator="cpu", logger=False, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
     )  # fmt: skip
-    trainer.fit(module, data, data, datamodule=None if data else digits(module.net.in_channels), ckpt_path=ckpt_path)
+    trainer.fit(
+        module,
+        data,
+        data,
+        datamodule=None if data else digits(getattr(module.net, "in_channels", 1)),
+        ckpt_path=ckpt_path,
+    )
     return trainer
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from smallnets.errors import UserError
@@ -39,3 +40,18 @@ def chosen_device(prog: str, name: str) -> "torch.device":
     if name == "cuda" and not there:
         raise UserError(f"{prog}: --device=cuda: torch finds no GPU here; allowed: auto, cpu")
     return torch.device("cuda", 0) if there and name != "cpu" else torch.device("cpu")
+
+
+def spec_arguments(kind: str, folder: str) -> Parser:
+    """A parent parser with what every action on a `study` or `search` takes: its file, `--quick` and `--folder`.
+
+    Args:
+        kind: what the file is.
+        folder: its place among the configs.
+    """
+    parser = Parser(add_help=False)
+    parser.add_argument("file", metavar="FILE", help=f"the {kind}: a YAML file, as those in configs/{folder}")
+    parser.add_argument("--quick", action="store_true", help="the small form that the file's `quick:` describes")
+    where = f"where lightning_logs/<{kind}>/ is (default: here)"
+    parser.add_argument("--folder", type=Path, default=Path(), metavar="DIR", help=where)
+    return parser

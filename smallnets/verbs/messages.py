@@ -45,10 +45,12 @@ def as_user_errors(options: Callable[[], Iterable[str]] = list) -> Iterator[None
         # The parser wraps what a constructor raised; a message of ours is the better one.
         if (ours := _user_error_in(error)) is not None:
             raise ours from error
-        # A class that the parser may build but that cannot be had, such as a logger whose package is missing.
-        if found := re.search(r"Problem with given class_path '([^']+)': (.*?)(?: - Expected|$)", one_line(str(error))):
-            raise UserError(f"{found[1]}: {found[2]}") from error
         if not isinstance(error, ArgumentError):
+            # A class that the parser may build but that cannot be had, such as a logger whose package is missing.
+            if found := re.search(
+                r"Problem with given class_path '([^']+)': (.*?)(?: - Expected|$)", one_line(str(error))
+            ):
+                raise UserError(f"{found[1]}: {found[2]}") from error
             raise
         raise UserError(parser_message(str(error), options())) from error
     except MisconfigurationException as error:

@@ -9,12 +9,10 @@ import yaml
 from jsonargparse import Namespace
 
 from smallnets.config import expand_arguments
-from smallnets.data import ImageData
 from smallnets.measure import Budget, Counts, count
 from smallnets.studies.digest import essential_settings
-from smallnets.training.classifier import Classifier
 from smallnets.verbs.messages import as_user_errors, short_warnings
-from smallnets.verbs.trainer import _TRAINER_DEFAULTS, TrainerCLI, _option_names
+from smallnets.verbs.trainer import TrainerCLI, make_cli, option_names
 
 
 class _Parser(TrainerCLI):
@@ -36,19 +34,8 @@ class FitResolver:
     """`smallnets.studies.plan.Resolver` by the parser of `fit` itself."""
 
     def __init__(self) -> None:
-        options = {"exit_on_error": False, "allow_abbrev": False}
         with short_warnings():
-            cli = _Parser(
-                Classifier,
-                ImageData,
-                subclass_mode_data=True,
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-                save_config_callback=None,
-                trainer_defaults=_TRAINER_DEFAULTS,
-                parser_kwargs={**options, **dict.fromkeys(TrainerCLI.subcommands(), options)},
-                args=[],
-            )
+            cli = make_cli(_Parser, [])
             self._parser = cli._parser("fit")
             self._defaults = self._plain(self._parser.get_defaults())
 
@@ -68,16 +55,16 @@ class FitResolver:
     def prepare(self, arguments: list[str]) -> None:
         spec = self._parse(arguments).data
         module, _, name = spec.class_path.rpartition(".")
-        with short_warnings(), as_user_errors(_option_names):
+        with short_warnings(), as_user_errors(option_names):
             getattr(import_module(module), name)(**(spec.get("init_args") or {})).prepare_data()
 
     def _parse(self, arguments: list[str]) -> Namespace:
         # What a parser has to say about arguments that another class does not take, a run says too.
-        with as_user_errors(_option_names), contextlib.redirect_stderr(io.StringIO()):
+        with as_user_errors(option_names), contextlib.redirect_stderr(io.StringIO()):
             return self._parser.parse_args(expand_arguments(arguments))
 
     def _build(self, arguments: list[str]) -> Namespace:
-        with short_warnings(), as_user_errors(_option_names):
+        with short_warnings(), as_user_errors(option_names):
             return self._parser.instantiate_classes(self._parse(arguments))
 
     def _plain(self, config: Namespace) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from smallnets.studies.execute import SMALLNETS, end, run_environment
 from smallnets.studies.search import Trials
 from smallnets.studies.search_space import KEYS, QUICK_KEYS, Dimension, Search
 from smallnets.studies.trial import Ended, Report, line_of
-from smallnets.verbs.arguments import Parser
+from smallnets.verbs.arguments import Parser, spec_arguments
 
 _ACTIONS = ("run", "show", "confirm")
 
@@ -32,12 +32,7 @@ def _parser() -> Parser:
         epilog=f"keys of FILE: {', '.join(KEYS)}; of its `quick`: {', '.join(QUICK_KEYS)} (docs/studies.md)",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="{run,show,confirm}")
-    common = Parser(add_help=False)
-    common.add_argument("file", metavar="FILE", help="the search: a YAML file, as those in configs/search")
-    common.add_argument("--quick", action="store_true", help="the small form that the file's `quick:` describes")
-    common.add_argument(
-        "--folder", type=Path, default=Path(), metavar="DIR", help="where lightning_logs/<search>/ is (default: here)"
-    )
+    common = spec_arguments("search", "search")
     storage = "a database such as postgresql://USER@HOST/NAME, or a journal's file (default: SQLite in the folder)"
     common.add_argument("--storage", metavar="URL", help=storage)
     go = actions.add_parser("run", parents=[common], help="make trials")

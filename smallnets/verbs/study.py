@@ -14,7 +14,7 @@ from smallnets.studies.plan import Plan, make_plan, old_runs, stored_plan
 from smallnets.studies.progress import counts, duration, seconds_left, seconds_taken
 from smallnets.studies.state import RunLock, State, read_record, state_of
 from smallnets.studies.study import KEYS, QUICK_KEYS, Study
-from smallnets.verbs.arguments import Parser
+from smallnets.verbs.arguments import Parser, spec_arguments
 
 
 def _parser() -> Parser:
@@ -25,12 +25,7 @@ def _parser() -> Parser:
         epilog=f"keys of FILE: {', '.join(KEYS)}; of its `quick`: {', '.join(QUICK_KEYS)} (docs/studies.md)",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="{run,work,status,commands}")
-    common = Parser(add_help=False)
-    common.add_argument("file", metavar="FILE", help="the study: a YAML file, as those in configs/studies")
-    common.add_argument("--quick", action="store_true", help="the small form that the file's `quick:` describes")
-    common.add_argument(
-        "--folder", type=Path, default=Path(), metavar="DIR", help="where lightning_logs/<study>/ is (default: here)"
-    )
+    common = spec_arguments("study", "studies")
     working = Parser(add_help=False)
     working.add_argument("--slots", type=int, default=1, metavar="N", help="runs at once (default: 1)")
     ledger = "the ledger's database, such as postgresql://USER@HOST/NAME (default: SQLite in the study's folder)"

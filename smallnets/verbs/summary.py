@@ -16,6 +16,7 @@ from smallnets.models.name import name_of
 from smallnets.pruning.quaternion_channels import real_twin
 from smallnets.results.load import CHECKPOINT_KEY, network_of, read_checkpoint
 from smallnets.surgery import Quaternion
+from smallnets.verbs.brief import BriefParser
 from smallnets.verbs.messages import as_user_errors
 
 
@@ -48,7 +49,7 @@ def run(argv: list[str]) -> int:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="smallnets summary", exit_on_error=False, description=run.__doc__)
+    parser = BriefParser(prog="smallnets summary", exit_on_error=False, print_config=None, description=run.__doc__)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config of `fit`; only net and data are read")
     parser.add_argument("--ckpt_path", type=str | None, default=None, help="show the network of a checkpoint")
     parser.add_argument("--json", action="store_true", help="one object instead of a table")

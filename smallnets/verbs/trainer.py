@@ -37,6 +37,7 @@ from smallnets.results.test_ledger import begin_reading, end_reading, stored_fig
 from smallnets.training.classifier import Classifier
 from smallnets.training.predictions import write_predictions
 from smallnets.verbs.attachments import fit_callbacks, fit_loggers
+from smallnets.verbs.brief import BriefLightningParser
 from smallnets.verbs.choice import Choice, first_process
 from smallnets.verbs.messages import as_user_errors, short_warnings, trainer_message
 
@@ -264,21 +265,27 @@ def run(verb: str, argv: list[str], cli: type[TrainerCLI] | None = None) -> int:
     Raises:
         UserError: the command line or a config is wrong, or the run failed for a reason that has a short message.
     """
-    options = {"exit_on_error": False, "allow_abbrev": False}
-    with short_warnings(), as_user_errors(_option_names):
-        (cli or TrainerCLI)(
-            Classifier,
-            ImageData,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            save_config_callback=None,
-            seed_everything_default=0,
-            trainer_defaults=_TRAINER_DEFAULTS,
-            parser_kwargs={**options, **dict.fromkeys(TrainerCLI.subcommands(), options)},
-            args=[verb, *expand_arguments(with_run_config(verb, argv))],
-        )
+    with short_warnings(), as_user_errors(option_names):
+        make_cli(cli or TrainerCLI, [verb, *expand_arguments(with_run_config(verb, argv))], seed_everything_default=0)
     return 0
+
+
+def make_cli(cli: type[TrainerCLI], args: list[str], **settings: Any) -> TrainerCLI:
+    """The command line of the trainer's verbs, which obeys `args` when it is made."""
+    options = {"exit_on_error": False, "allow_abbrev": False}
+    return cli(
+        Classifier,
+        ImageData,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        save_config_callback=None,
+        trainer_defaults=_TRAINER_DEFAULTS,
+        parser_class=BriefLightningParser,
+        parser_kwargs={**options, **dict.fromkeys(TrainerCLI.subcommands(), options)},
+        args=args,
+        **settings,
+    )
 
 
 def with_run_config(verb: str, argv: list[str]) -> list[str]:
@@ -305,7 +312,7 @@ def with_run_config(verb: str, argv: list[str]) -> list[str]:
     return ["--config", str(owner.config), *argv]
 
 
-def _option_names() -> list[str]:
+def option_names() -> list[str]:
     """The options of the verbs, as far as they are not those of a chosen network, optimizer or data set."""
     groups = {"trainer": Trainer, "model": Classifier, "data": ImageData, "health": Health, "look": TensorBoardLook}
     own = ["config", "name", "run", "ckpt_path", "seed_everything", "checkpoint_every", "reread_test", "print_config"]
