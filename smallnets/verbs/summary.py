@@ -54,7 +54,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--ckpt_path", type=str | None, default=None, help="show the network of a checkpoint")
     parser.add_argument("--json", action="store_true", help="one object instead of a table")
     for limit in ("parameters", "nonzero_parameters", "macs", "bytes", "activation_bytes"):
-        parser.add_argument(f"--budget.{limit}", type=int | str | None, default=None, help="at most: 1000000, 1M, 200k")
+        parser.add_argument(f"--budget.{limit}", type=int | str | None, default=None, help="at most: 1M")
     parser.add_subclass_arguments(nn.Module, "model.net", required=False, help="a named network or a class path")
     parser.add_subclass_arguments(ImageData, "data", required=False, help="data set that sets classes and image size")
     parser.set_defaults({"data": {"class_path": "smallnets.data.CIFAR10"}})
