@@ -16,11 +16,14 @@ import yaml
 from smallnets.cli import main
 from smallnets.errors import RunError, UserError
 from smallnets.measure import Counts
+from smallnets.report.collect import collect
+from smallnets.results import rows
 from smallnets.results.row import write_json
 from smallnets.studies.search import Trials
 from smallnets.studies.search_space import Search
 from smallnets.studies.trial import Ended
 from smallnets.verbs.resolve import FitResolver
+from smallnets.verbs.search import _Fit
 
 ROOT = Path(__file__).parent.parent
 LR, NET, MOMENTUM = "model.optimizer.lr", "model.net", "model.optimizer.momentum"
@@ -287,6 +290,24 @@ def test_a_search_on_digits_from_the_command_line(here, capsys):
     Path("wrong.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
     assert main(["search", "wrong.yaml"]) == 2
     assert "hiden_widths" in capsys.readouterr().err and not Path("lightning_logs/wrong").exists()
+
+
+def test_a_pruned_trial_is_no_full_result(here):
+    made = search(here, set=DIGITS, space={LR: {"low": 0.01, "high": 0.3}})
+    arguments = made.arguments({**DIGITS, LR: 0.1})
+    fit = _Fit(here)
+    for run, stop in (("stopped", True), ("whole", False)):
+        fit.train([*arguments, "--name=s", f"--run={run}"], lambda epoch, value, stop=stop: stop)
+    left = {row["run"]: (row["status"], row["epochs"]) for row in rows("lightning_logs/s")}
+    assert left == {"stopped": ("pruned", 1), "whole": ("finished", 2)}
+    results = collect(["lightning_logs/s"])
+    assert [row["run"] for row in results.rows] == ["whole"]
+    assert results.problems == [
+        "lightning_logs/s/stopped was stopped by its search's pruner (epochs: 1); it is left out"
+    ]
+    # Trained on by hand it is a run like any other.
+    fit.train([*arguments, "--name=s", "--run=stopped", "--ckpt_path=last"], lambda epoch, value: False)
+    assert {row["run"]: row["status"] for row in rows("lightning_logs/s")}["stopped"] == "finished"
 
 
 @pytest.mark.slow

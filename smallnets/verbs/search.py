@@ -124,12 +124,16 @@ class _Fit:
         from lightning.pytorch import LightningModule, Trainer
         from lightning.pytorch.callbacks import LambdaCallback
 
+        from smallnets.callbacks.record import RunRecord
         from smallnets.verbs import trainer as verb
 
         def validated(trainer: Trainer, module: LightningModule) -> None:
             value = trainer.callback_metrics.get("val/accuracy")
             if value is not None and not trainer.sanity_checking and report(trainer.current_epoch, float(value)):
                 trainer.should_stop = True
+                for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                    if isinstance(callback, RunRecord):
+                        callback.prune()
 
         class Reporting(verb.TrainerCLI):
             def instantiate_trainer(self, **kwargs: Any) -> Trainer:
