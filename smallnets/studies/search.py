@@ -88,7 +88,7 @@ class Trials:
 
     def work(self, trials: int, fit: Fit, say: Callable[[str], None]) -> None:
         """Makes trials until the search has so many and all have ended, first those that a dead worker has left."""
-        waited = 0
+        waited, trials = 0, self.search.at_most(trials)
         with database_errors("the search's storage"):
             while True:
                 taken = self._claims.left_behind() or self._claims.new(trials)
