@@ -16,11 +16,14 @@ import yaml
 from smallnets.cli import main
 from smallnets.errors import RunError, UserError
 from smallnets.measure import Counts
+from smallnets.report.collect import collect
+from smallnets.results import rows
 from smallnets.results.row import write_json
 from smallnets.studies.search import Trials
 from smallnets.studies.search_space import Search
 from smallnets.studies.trial import Ended
 from smallnets.verbs.resolve import FitResolver
+from smallnets.verbs.search import _Fit
 
 ROOT = Path(__file__).parent.parent
 LR, NET, MOMENTUM = "model.optimizer.lr", "model.net", "model.optimizer.momentum"
@@ -30,6 +33,9 @@ SPACE: dict[str, Any] = {
     MOMENTUM: {"low": 0, "high": 0.9, "step": 0.1, "when": {"model.optimizer": "SGD"}},
     "model.net.width": {"low": 1, "high": 8},
 }
+
+
+TWO = {"val_accuracy": "max", "macs": "min"}
 
 
 def search(folder: Path, **spec: Any) -> Search:
@@ -124,9 +130,20 @@ def test_a_choice_may_set_several_options(tmp_path):
         ({"space": {"seed_everything": {"low": 0, "high": 1}}}, "is not set here"),
         ({"objectives": {"test_accuracy": "max"}}, "the test set is not searched on"),
         ({"objectives": {"macs": "less"}}, "max or min"),
-        ({"objectives": {"val_accuracy": "max", "macs": "min"}, "pruner": "median"}, "several objectives"),
+        ({"objectives": TWO, "pruner": "median"}, "several objectives"),
         ({"pruner": "halving"}, "one of median, hyperband"),
-        ({"sampler": "grid"}, "one of tpe, random"),
+        ({"sampler": "cmaes"}, "one of tpe, random, nsga2, grid"),
+        ({"sampler": {"tpe": {"seed": 3}}}, "arguments are taken by nsga2 alone"),
+        ({"sampler": "nsga2"}, "nsga2 is for several objectives"),
+        ({"sampler": {"nsga2": {"population_size": 1}}, "objectives": TWO}, "at least 2 is expected, got 1"),
+        ({"sampler": "grid"}, "model.optimizer.lr: choices, a step or whole numbers are expected"),
+        (
+            {
+                "sampler": "grid",
+                "space": {NET: {"choices": ["a"]}, "data.x": {"low": 0, "high": 1, "when": {NET: "a"}}},
+            },
+            "data.x: a grid has no dimensions with when",
+        ),
         ({"budget": {"params": 3}}, "nearest: parameters"),
         ({"spaces": {}}, "nearest: space"),
         ({"trials": 0}, "at least 1"),
@@ -167,31 +184,75 @@ def test_every_dimension_of_document_004s_search_reaches_the_run(resolver):
 # -- the laws of trials ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_killed_and_started_again_it_finds_what_an_uninterrupted_search_finds(tmp_path, sampler):
-    made = search(tmp_path, sampler=sampler, pruner={"median": {"n_startup_trials": 3}}, seed=5)
-    whole = Trials(made, tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("sampler", "more"),
+    [
+        ("tpe", {"pruner": {"median": {"n_startup_trials": 3}}}),
+        ("random", {"pruner": {"median": {"n_startup_trials": 3}}}),
+        ({"nsga2": {"population_size": 6}}, {"objectives": TWO}),
+    ],
+    ids=["tpe", "random", "nsga2"],
+)
+def test_killed_and_started_again_it_finds_what_an_uninterrupted_search_finds(tmp_path, sampler, more):
+    """In journals, which cost less than databases; that both find the same is a test below."""
+
+    def trials(name: str, **spec: Any) -> Trials:
+        journal = str(tmp_path / f"{name}.log")
+        return Trials(search(tmp_path, **{"sampler": sampler, "seed": 5, **more, **spec}), tmp_path / name, journal)
+
+    whole = trials("whole")
     whole.work(24, StandIn(tmp_path / "whole"), quiet)
-    assert len({json.dumps(t.options, sort_keys=True) for t in whole.ended()}) == 24
-    assert {t.state for t in whole.ended()} >= {"done", "pruned"}
+    different = len({json.dumps(t.options, sort_keys=True) for t in whole.ended()})
+    assert different == 24 if "pruner" in more else different > 12, "a child may be the same as a parent"
+    assert {t.state for t in whole.ended()} >= {"done", "pruned" if "pruner" in more else "diverged"}
     runs = []
     for _ in range(60):
         fit = StandIn(tmp_path / "cut", die_at=2)
         try:
-            Trials(made, tmp_path / "cut").work(24, fit, quiet)
+            trials("cut").work(24, fit, quiet)
             break
         except KeyboardInterrupt:
             runs += fit.trained
-    assert told(Trials(made, tmp_path / "cut")) == told(whole)
+    assert told(trials("cut")) == told(whole)
     assert any(not run.endswith("@0") for run in runs), "no trial was gone on with from a checkpoint"
-    other = Trials(search(tmp_path, sampler=sampler, seed=6), tmp_path / "other")
+    other = trials("other", seed=6)
     other.work(2, StandIn(tmp_path / "other"), quiet)
     assert other.ended()[0].options != whole.ended()[0].options
 
 
+def test_nsga2_begins_at_random_and_then_inherits(tmp_path):
+    found = {}
+    for name, sampler in {"random": "random", "nsga2": {"nsga2": {"population_size": 6}}}.items():
+        made = search(tmp_path, sampler=sampler, objectives=TWO, space={**SPACE, LR: {"low": 0.001, "high": 0.1}})
+        trials = Trials(made, tmp_path / name, str(tmp_path / f"{name}.log"))
+        trials.work(18, StandIn(tmp_path / name), quiet)
+        found[name] = [t.chosen for t in trials.ended()]
+    assert found["nsga2"][:6] == found["random"][:6] and found["nsga2"][6:] != found["random"][6:]
+    first, rest = found["nsga2"][:6], found["nsga2"][6:]
+    known = {t[LR] for t in first}
+    assert any(t[LR] in known for t in rest), "no child has its parent's rate"
+    assert not {t[LR] for t in found["random"][6:]} & known
+
+
+def test_a_grid_makes_every_combination_once_in_the_files_order_and_ends(tmp_path):
+    space = {
+        "model.optimizer": {"choices": ["SGD", "Adam"]},
+        LR: {"low": 0.1, "high": 0.3, "step": 0.1},
+        "model.net.width": {"low": 3, "high": 4},
+    }
+    made, journal = search(tmp_path, sampler="grid", space=space), str(tmp_path / "trials.log")
+    with pytest.raises(KeyboardInterrupt):
+        Trials(made, tmp_path, journal).work(99, StandIn(tmp_path, die_at=12), quiet)
+    trials = Trials(made, tmp_path, journal)
+    trials.work(99, StandIn(tmp_path), quiet)
+    drawn = [(t.chosen["model.optimizer"], round(t.chosen[LR], 6), t.chosen["model.net.width"]) for t in trials.ended()]
+    assert drawn == [(net, lr, width) for net in ("SGD", "Adam") for lr in (0.1, 0.2, 0.3) for width in (3, 4)]
+    assert made.at_most(99) == 12 and made.at_most(5) == 5
+
+
 def test_over_the_budget_is_not_trained(tmp_path):
     made = search(tmp_path, budget={"parameters": 300}, sampler="tpe")
-    fit, trials = StandIn(tmp_path), Trials(made, tmp_path)
+    fit, trials = StandIn(tmp_path), Trials(made, tmp_path, str(tmp_path / "trials.log"))
     trials.work(40, fit, quiet)
     ended = trials.ended()
     over = [t for t in ended if t.state == "over budget"]
@@ -213,7 +274,7 @@ def test_diverged_and_failed_trials_are_recorded_as_such(tmp_path):
             super().train(arguments, report)
 
     made = search(tmp_path, sampler="random", space={**SPACE, LR: {"low": 0.001, "high": 1}})
-    trials = Trials(made, tmp_path)
+    trials = Trials(made, tmp_path, str(tmp_path / "trials.log"))
     trials.work(20, Failing(tmp_path), quiet)
     ended = trials.ended()
     for each in ended:
@@ -226,7 +287,7 @@ def test_diverged_and_failed_trials_are_recorded_as_such(tmp_path):
 
 
 def test_of_two_objectives_the_front_is_best(tmp_path):
-    made = search(tmp_path, objectives={"val_accuracy": "max", "macs": "min"}, budget={"parameters": 600})
+    made = search(tmp_path, objectives=TWO, budget={"parameters": 600})
     trials = Trials(made, tmp_path)
     trials.work(20, StandIn(tmp_path), quiet)
     done = [t for t in trials.ended() if t.state == "done"]
@@ -287,6 +348,24 @@ def test_a_search_on_digits_from_the_command_line(here, capsys):
     Path("wrong.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
     assert main(["search", "wrong.yaml"]) == 2
     assert "hiden_widths" in capsys.readouterr().err and not Path("lightning_logs/wrong").exists()
+
+
+def test_a_pruned_trial_is_no_full_result(here):
+    made = search(here, set=DIGITS, space={LR: {"low": 0.01, "high": 0.3}})
+    arguments = made.arguments({**DIGITS, LR: 0.1})
+    fit = _Fit(here)
+    for run, stop in (("stopped", True), ("whole", False)):
+        fit.train([*arguments, "--name=s", f"--run={run}"], lambda epoch, value, stop=stop: stop)
+    left = {row["run"]: (row["status"], row["epochs"]) for row in rows("lightning_logs/s")}
+    assert left == {"stopped": ("pruned", 1), "whole": ("finished", 2)}
+    results = collect(["lightning_logs/s"])
+    assert [row["run"] for row in results.rows] == ["whole"]
+    assert results.problems == [
+        "lightning_logs/s/stopped was stopped by its search's pruner (epochs: 1); it is left out"
+    ]
+    # Trained on by hand it is a run like any other.
+    fit.train([*arguments, "--name=s", "--run=stopped", "--ckpt_path=last"], lambda epoch, value: False)
+    assert {row["run"]: row["status"] for row in rows("lightning_logs/s")}["stopped"] == "finished"
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """A study's ledger, and a search's trials, in a PostgreSQL of the test's own, on the loopback."""
 
-import json
 import os
 import pwd
 import shutil
@@ -13,12 +12,15 @@ from typing import Any
 
 import pytest
 from study_helpers import Bench
+from test_search import StandIn, search
+from test_search_workers import cut, elsewhere, quick_beats
 from test_study_run import found, steps, wait_for
 
 from smallnets.errors import UserError
 from smallnets.results import rows
 from smallnets.results.study_folder import StudyFolder
 from smallnets.studies.ledger import Ledger
+from smallnets.studies.search import Trials
 from smallnets.studies.storage import LedgerError
 
 Control = Callable[[str], str]
@@ -149,15 +151,17 @@ def test_a_server_that_is_not_there_and_a_url_that_is_none_are_told_in_a_line(tm
         assert "\n" not in str(wrong.value)
 
 
-def test_a_search_keeps_its_trials_there(here, postgres):
-    """Its own storage by the same URL; `test_search.py` says what a search does."""
-    from smallnets.studies.search import Trials
-    from smallnets.studies.search_space import Search
-
+def test_a_search_keeps_its_trials_there_and_takes_up_those_of_dead_workers(here, postgres, monkeypatch):
+    """Its own storage by the same URL; `test_search.py` and `test_search_workers.py` say what a search does."""
     url = postgres("start")
-    Path("s.yaml").write_text(json.dumps({"asks": "Which?", "space": {"model.optimizer.lr": {"low": 0.1, "high": 1}}}))
-    for create in (True, False):
-        trials = Trials(Search.read("s.yaml"), storage=url, create=create)
-        assert trials.ended() == trials.best() == []
+    quick_beats(monkeypatch)
+    made = search(here, sampler="random", seed=5)
+    first, second = Trials(made, storage=url), Trials(made, storage=url, create=False)
+    elsewhere(monkeypatch, lambda: cut(first, StandIn(here, die_at=2), 2))
+    fit = StandIn(here)
+    second.work(2, fit, print)
+    assert fit.trained == ["trial-0001@0", "trial-0000@2"]
+    assert [t.state for t in first.ended()] == ["done", "done"]
+    for trials in (first, second):
         trials._study._storage._backend.engine.dispose()
     assert not Path("lightning_logs/s/search/trials.sqlite").exists()

@@ -17,7 +17,7 @@ from study_helpers import Bench
 
 from smallnets.cli import main
 from smallnets.errors import UserError
-from smallnets.results import rows
+from smallnets.results import rows, update_row
 from smallnets.results.study_folder import StudyFolder
 
 
@@ -172,6 +172,18 @@ def test_a_failed_run_is_a_row_and_the_others_go_on(bench):
     (bench.folder / "stand_in.py").write_text((bench.folder / "stand_in.py").read_text().replace("lr >= 100", "False"))
     bench.run(retry=True)
     assert {row["status"] for row in rows(bench.logs)} == {"finished"}
+
+
+def test_a_failed_run_that_is_tried_again_and_killed_while_it_starts_has_not_failed_again(bench):
+    """`fit` says in the row that the run goes on; until then the row is of the start that failed."""
+    bench.write(axes={"model.optimizer.lr": [100]}, seeds=1)
+    bench.run(code=1)
+    (run,) = bench.logs.glob("lr=100*")
+    update_row(run, status="failed", error="training loss is NaN", test_accuracy=None, test_reads=0)
+    text = (bench.folder / "stand_in.py").read_text().replace("lr >= 100", "False")
+    (bench.folder / "stand_in.py").write_text(text.replace("lr == 13 and step == 5", "lr == 100 and step == 0"))
+    assert "lr=100 seed 0: killed by SIGKILL; started again" in bench.run(retry=True)
+    assert [(row["status"], row["error"]) for row in rows(bench.logs)] == [("finished", None)]
 
 
 def test_a_run_that_is_killed_goes_on_and_one_that_always_is_fails(bench):

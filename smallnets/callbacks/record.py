@@ -26,7 +26,8 @@ class RunRecord(Callback):
     """Keeps a run's account: seconds, images a second, counts, figures, seeds, status.
 
     `row.json` is written last, by rename, so a folder with a row is a run that has ended; `status` says how:
-    `finished`, `failed` (with `error`) or `interrupted`. Seconds and images are carried through checkpoints: those of
+    `finished`, `failed` (with `error`), `interrupted`, or `pruned`, of a search's trial that its pruner has stopped:
+    what it reached is no figure of a full training. Seconds and images are carried through checkpoints: those of
     a resumed run include the time before the interruption, up to its last checkpoint. `seconds` are those of the wall;
     `device_seconds` those of all ranks' devices: on a CPU the time of this process on its cores, on a GPU the wall's,
     and that times the number of ranks.
@@ -44,8 +45,13 @@ class RunRecord(Callback):
         self._device = torch.device("cpu")
         self._images = 0
         self._metrics: dict[str, float] = {}
+        self._pruned = False
         self._start = self._epoch_start = time.perf_counter()
         self._device_start = device_clock(self._device)
+
+    def prune(self) -> None:
+        """Says that the run is being stopped as one that is not worth its further epochs."""
+        self._pruned = True
 
     # -- the run's clock ---------------------------------------------------------------------------------------------
 
@@ -75,7 +81,7 @@ class RunRecord(Callback):
             return
         # A second fit is a run of its own; a resumed one gets these from its checkpoint, after this.
         self._seconds_before = self._device_before = self._train_seconds = 0.0
-        self._images, self._metrics = 0, {}
+        self._images, self._metrics, self._pruned = 0, {}, False
         self._start = self._epoch_start = time.perf_counter()
         self._device = trainer.strategy.root_device
         self._device_start = device_clock(self._device)
@@ -86,7 +92,7 @@ class RunRecord(Callback):
             self._folder.mkdir(parents=True, exist_ok=True)
             if read_row(self._folder) is not None:
                 # A run that had ended is trained on: until it ends again, nobody may take its row for the end.
-                update_row(self._folder, status="running")
+                update_row(self._folder, status="running", error=None)
             write_text(self._folder / "config.yaml", yaml.safe_dump(self._config, sort_keys=False))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -123,7 +129,7 @@ class RunRecord(Callback):
     # -- the row -----------------------------------------------------------------------------------------------------
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._write(trainer, pl_module, "finished")
+        self._write(trainer, pl_module, "pruned" if self._pruned else "finished")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if trainer.state.fn != "fit":

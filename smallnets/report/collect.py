@@ -101,8 +101,8 @@ def collect(folders: Sequence[str | Path]) -> Results:
     """The results of one or more folders of runs or studies.
 
     Runs of no study that have the same name and settings but their seed are one cell; where a name has several
-    settings, the cells are told apart by what differs. Runs that have not ended, and rows that are damaged, are named
-    in `problems` and skipped.
+    settings, the cells are told apart by what differs. Runs that have not ended or were stopped by a pruner, and rows
+    that are damaged, are named in `problems` and skipped.
 
     Raises:
         UserError: no such folder, or no run in it has left a row.
@@ -141,6 +141,9 @@ def _add(cells: dict[Any, Cell], index: int, row: dict[str, Any], problems: list
         cells.setdefault(key, Cell(row["cell"], row["axes"], stated=row["stated"])).failed.append(row)
     elif row["status"] == "finished":
         cells.setdefault(key, Cell(row["cell"], row["axes"], stated=row["stated"])).rows.append(row)
+    elif row["status"] == "pruned":
+        epochs = row["epochs"]
+        problems.append(f"{row['folder']} was stopped by its search's pruner (epochs: {epochs}); it is left out")
     else:
         problems.append(f"{row['folder']} has not ended (status {row['status']}); it is left out")
 

@@ -1,7 +1,7 @@
 """`Figure`: what every figure is; `save`: its numbers and its picture side by side."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,8 +43,11 @@ def spec(chart: Any) -> dict[str, Any]:
     return {**chart.to_dict(), "config": {**look, "view": {"stroke": "#ddd"}, "background": "white"}}
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Writes STEM.csv, .png (two pixels a point), .svg and .html (opens from disk), each by rename; their paths."""
+def save(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Writes STEM.csv, and of .png (two pixels a point), .svg and .html (opens from disk) those that are asked for.
+
+    Each is written by rename; returns their paths.
+    """
     stem.parent.mkdir(parents=True, exist_ok=True)
     chart = spec(figure.plot())
     written = [stem.with_name(f"{stem.name}.csv")]
@@ -54,7 +57,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         "svg": lambda: vl_convert.vegalite_to_svg(chart),
         "html": lambda: vl_convert.vegalite_to_html(chart, bundle=True),
     }
-    for kind in FORMATS:
+    for kind in formats:
         path = stem.with_name(f"{stem.name}.{kind}")
         made = make[kind]()
         if isinstance(made, str):

@@ -47,7 +47,8 @@ def rows(where: str | Path, *, old: bool = False, on_problem: Callable[[str], No
     - `current`: whether the study, as it was last planned, has this cell and seed.
 
     A run of a study that failed before it could write a row is a row too, with `status` "failed" and its `error`. A
-    run that was begun and has not ended has a `status` other than "finished" and "failed", or no row yet.
+    trial that a search's pruner has stopped has the status "pruned", with the figures of its last epoch. A run that was
+    begun and has not ended has another status, or no row yet.
 
     Args:
         where: a folder; `lightning_logs/<study>` for a study; or a file `*.jsonl` with a row a line, such as those in

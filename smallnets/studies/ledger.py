@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Any
 from smallnets.errors import UserError
 from smallnets.studies.plan import Run
 from smallnets.studies.state import State
-from smallnets.studies.storage import database_errors, one_at_a_time, open_storage
+from smallnets.studies.storage import BEAT_SECONDS, GRACE_SECONDS, database_errors, one_at_a_time, open_storage
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
-
-# A worker that has not been heard of for so long is taken for dead, and its runs are anybody's.
-BEAT_SECONDS, GRACE_SECONDS = 30, 120
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,8 @@ class Ledger:
 
     Args:
         study: the study's name.
-        url: of a database that Optuna knows (`sqlite:///FILE`, `postgresql://...`, `mysql://...`).
+        url: of a database that Optuna knows: `sqlite:///FILE` or `postgresql://...`. Another, such as `mysql://...`, is
+            spoken to as well, untested, and not locked (`storage.one_at_a_time`).
         create: whether the study may be a new one.
         say: takes a line of text for the user.
 
@@ -52,6 +50,7 @@ class Ledger:
         self._states = optuna.trial.TrialState
         self._optuna = optuna
         self.url, self.beat_seconds = url, BEAT_SECONDS
+        self._put_down: set[int] = set()  # trials that were given back and are known to have a successor
         if damaged := _set_aside(url):
             say(f"{damaged} is damaged; it is kept as {damaged.name}.damaged, a new one is made of the run folders")
         with self._speaking(), one_at_a_time(url):
@@ -151,17 +150,42 @@ class Ledger:
 
     def give_back(self, trial: int) -> None:
         """A run that was taken waits again."""
-        with self._speaking(), suppress(self._optuna.exceptions.UpdateFinishedTrialError):
+        with self._speaking(), one_at_a_time(self.url), suppress(self._optuna.exceptions.UpdateFinishedTrialError):
             self._storage.set_trial_state_values(trial, self._states.FAIL)
             self._again(self._study, self._storage.get_trial(trial))
 
     def reap(self, dead: Callable[[str], bool]) -> None:
-        """Runs whose worker is dead wait again: not heard of for `GRACE_SECONDS`, or known to be dead."""
+        """Runs whose worker is dead wait again: not heard of for `GRACE_SECONDS`, or known to be dead.
+
+        So do those whose giving back was cut off: it ends a trial and then puts down another, and a worker may be
+        killed between the two.
+        """
         with self._speaking():
-            self._optuna.storages.fail_stale_trials(self._study)
+            if self._storage._get_stale_trial_ids(self._id):
+                with one_at_a_time(self.url):
+                    self._optuna.storages.fail_stale_trials(self._study)
             lost = [t._trial_id for t in self._trials(self._states.RUNNING) if dead(t.user_attrs["run"])]
         for trial in lost:
             self.give_back(trial)
+        with self._speaking():
+            if self._given_back() - self._put_down:
+                with one_at_a_time(self.url):
+                    self._put_down_again()
+
+    def _given_back(self) -> set[int]:
+        """The numbers of the trials that were given back: ended, and neither done nor failed of anything."""
+        return {t.number for t in self._trials(self._states.FAIL) if "error" not in t.user_attrs}
+
+    def _put_down_again(self) -> None:
+        """Sees to it that each trial that was given back has a successor; those that have one are remembered."""
+        trials = self._trials()
+        live = {t.user_attrs["run"] for t in trials if not t.state.is_finished() or t.state == self._states.COMPLETE}
+        last = {t.user_attrs["run"]: t for t in sorted(trials, key=lambda t: t.number)}
+        given_back = self._given_back()
+        for run, trial in last.items():
+            if run not in live and trial.number in given_back:
+                self._again(self._study, trial)
+        self._put_down |= given_back
 
     def close(self) -> None:
         """Ends the connections to the database."""

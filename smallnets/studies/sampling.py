@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from smallnets.data.seeds import mix
 from smallnets.errors import UserError
+from smallnets.studies.search_methods import grid_point
 from smallnets.studies.search_space import Dimension, Search
 
 if TYPE_CHECKING:
@@ -16,17 +17,52 @@ def suggest(search: Search, study: "optuna.Study", trial: "optuna.Trial", dimens
 
     It is a function of the search's seed, the trial's number, the dimension and the trials that have ended.
     """
-    from optuna import samplers
-
-    # Anew for each draw: what is drawn does not depend on what this process has drawn before.
-    seed = mix(search.seed, trial.number, [d.name for d in search.space].index(dimension.name)) % 2**32
-    study.sampler = samplers.TPESampler(seed=seed) if search.sampler == "tpe" else samplers.RandomSampler(seed=seed)
+    study.sampler = _sampler(search, trial.number, dimension)
     name, log = dimension.name, dimension.log
     if dimension.choices:
         return trial.suggest_categorical(name, list(dimension.choices))
     if dimension.whole:
         return trial.suggest_int(name, int(dimension.low), int(dimension.high), step=int(dimension.step or 1), log=log)
     return trial.suggest_float(name, dimension.low, dimension.high, step=dimension.step, log=log)
+
+
+def _sampler(search: Search, number: int, dimension: Dimension) -> Any:
+    """The sampler of one draw: what is drawn does not depend on what this process has drawn before."""
+    from optuna import samplers
+
+    name, arguments = search.sampler
+    seed = mix(search.seed, number, [d.name for d in search.space].index(dimension.name)) % 2**32
+    if name == "tpe":
+        return samplers.TPESampler(seed=seed)
+    if name == "random":
+        return samplers.RandomSampler(seed=seed)
+    if name == "grid":
+        return _fixed(grid_point(search.space, number, dimension.name))
+
+    class Genetic(samplers.NSGAIISampler):
+        """What a trial inherits is drawn at once, with one seed for all dimensions; what is new, by the dimension's."""
+
+        def sample_independent(self, *given: Any, **named: Any) -> Any:
+            return samplers.RandomSampler(seed=seed).sample_independent(*given, **named)
+
+    return Genetic(seed=mix(search.seed, number, len(search.space)) % 2**32, **arguments)
+
+
+def _fixed(value: Any) -> Any:
+    """A sampler that knows one value."""
+    from optuna.samplers import BaseSampler
+
+    class Fixed(BaseSampler):
+        def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+            return {}
+
+        def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+            return {}
+
+        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+            return value
+
+    return Fixed()
 
 
 def make_pruner(search: Search) -> Any:

@@ -1,12 +1,12 @@
 """`Trials`: a search's trials in Optuna; drawing, training, pruning and taking up again those of a dead worker.
 
-Optuna is imported here, in `sampling.py`, `storage.py` and `ledger.py` alone.
+Optuna is imported here, in `claims.py`, `sampling.py`, `storage.py` and `ledger.py` alone.
 """
 
-import fcntl
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,18 @@ from smallnets.errors import RunError, UserError
 from smallnets.measure import Budget, BudgetExceeded
 from smallnets.results.run import RunFolder
 from smallnets.results.store import load_row
+from smallnets.studies.claims import Claims, alone
 from smallnets.studies.sampling import importances, make_pruner, suggest
 from smallnets.studies.search_space import Search
-from smallnets.studies.state import RunLock
 from smallnets.studies.storage import database_errors, trial_storage
 from smallnets.studies.trial import Ended, Fit, line_of
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
+
+    from smallnets.studies.state import RunLock
+
+_POLL_SECONDS = 1.0
 
 
 class Trials:
@@ -35,7 +39,8 @@ class Trials:
           constraint tells the sampler by how much it is over.
         - A trial that diverges (its loss is not finite) counts as worse than all others; one that fails for another
           reason is left out of account.
-        - A trial whose worker is dead is gone on with, from its last checkpoint, by the next worker on that machine.
+        - A trial whose worker is dead is gone on with, from its last checkpoint, by another: at once on that machine,
+          elsewhere when the worker was not heard of for `GRACE_SECONDS`, which a database tells and a journal does not.
 
     Args:
         search: the search.
@@ -60,11 +65,11 @@ class Trials:
             raise UserError(f"there are no trials in {self.folder}: `smallnets search {search.file}` makes them")
         self._own.mkdir(parents=True, exist_ok=True)
         directions: list[Any] = ["maximize" if d == "max" else "minimize" for d in search.objectives.values()]
-        with database_errors("the search's storage"), self._alone():
-            where = trial_storage(storage or f"sqlite:///{self._own / 'trials.sqlite'}")
+        url = storage or f"sqlite:///{self._own / 'trials.sqlite'}"
+        with database_errors("the search's storage"), alone(self._own, url):
             try:
                 self._study = optuna.create_study(
-                    storage=where, study_name=search.name, directions=directions, load_if_exists=True,
+                    storage=trial_storage(url), study_name=search.name, directions=directions, load_if_exists=True,
                     pruner=make_pruner(search),
                 )  # fmt: skip
             except ValueError as error:
@@ -77,44 +82,34 @@ class Trials:
                     f"search {search.file} was changed since its first trial: give it another name, or remove"
                     f" {self.folder} to begin again (only trials, confirm and asks may change)"
                 )
+            self._claims = Claims(self._study, self._own, url)
 
     # -- working -----------------------------------------------------------------------------------------------------
 
     def work(self, trials: int, fit: Fit, say: Callable[[str], None]) -> None:
-        """Makes trials until the search has so many, first those that a dead worker has left."""
+        """Makes trials until the search has so many and all have ended, first those that a dead worker has left."""
+        waited, trials = 0, self.search.at_most(trials)
         with database_errors("the search's storage"):
-            while (taken := self._left_behind() or self._ask(trials)) is not None:
-                trial, lock = taken
-                try:
-                    self._make(trial, fit)
-                finally:
-                    lock.release()
-                ended = self._ended(self._study.trials[trial.number])
-                say(f"[{trial.number + 1}/{trials}] {line_of(ended)}")
+            while True:
+                taken = self._claims.left_behind() or self._claims.new(trials)
+                if taken is not None:
+                    self._work_on(*taken, trials, fit, say)
+                elif others := self._claims.others():
+                    if others != waited:
+                        say(f"waiting for {others} that other workers are at")
+                    waited = others
+                    time.sleep(_POLL_SECONDS)
+                else:
+                    return
 
-    def _ask(self, trials: int) -> "tuple[Trial, RunLock] | None":
-        """A new trial, unless there are enough."""
-        with self._alone():
-            number = len(self._study.get_trials(deepcopy=False))
-            if number >= trials:
-                return None
-            lock = self._lock(number)
-            lock.acquire()
-            trial = self._study.ask()
-        if trial.number != number:  # a worker elsewhere, that does not share this folder's locks, was faster
+    def _work_on(self, trial: "Trial", lock: "RunLock", trials: int, fit: Fit, say: Callable[[str], None]) -> None:
+        try:
+            # Another may have taken this worker for dead, and have told how the trial ended.
+            with self._claims.beating(trial), suppress(self._optuna.exceptions.UpdateFinishedTrialError):
+                self._make(trial, fit)
+        finally:
             lock.release()
-            lock = self._lock(trial.number)
-            lock.acquire()
-        return trial, lock
-
-    def _left_behind(self) -> "tuple[Trial, RunLock] | None":
-        """A trial whose worker, of this machine, is dead."""
-        running = (self._optuna.trial.TrialState.RUNNING,)
-        for frozen in self._study.get_trials(deepcopy=False, states=running):
-            lock = self._lock(frozen.number)
-            if lock.taken_here() and lock.acquire():
-                return self._optuna.trial.Trial(self._study, frozen._trial_id), lock
-        return None
+        say(f"[{trial.number + 1}/{trials}] {line_of(self._ended(self._study.trials[trial.number]))}")
 
     def _make(self, trial: "Trial", fit: Fit) -> None:
         """Draws a trial's configuration, trains it and tells how it ended."""
@@ -124,38 +119,42 @@ class Trials:
         pruned = self._optuna.trial.TrialState.PRUNED
         try:
             if self._over_budget(trial, arguments, fit):
-                self._study.tell(trial.number, state=pruned)
+                self._tell(trial, state=pruned)
                 return
             if not trial.user_attrs.get("pruned"):
                 self._train(trial, arguments, fit)
         except BudgetExceeded as error:  # of a network that a callback changed
             trial.set_user_attr("ended", "over budget")
-            self._study_tell(trial, pruned, error)
+            self._tell_error(trial, pruned, error)
         except RunError as error:
             diverged = "NaN or infinity" in str(error)
             trial.set_user_attr("ended", "diverged" if diverged else "failed")
-            self._study_tell(trial, pruned if diverged else self._optuna.trial.TrialState.FAIL, error)
+            self._tell_error(trial, pruned if diverged else self._optuna.trial.TrialState.FAIL, error)
         except (UserError, RuntimeError, MemoryError) as error:
-            self._study_tell(trial, self._optuna.trial.TrialState.FAIL, error)
+            self._tell_error(trial, self._optuna.trial.TrialState.FAIL, error)
         else:
             if trial.user_attrs.get("pruned"):
-                self._study.tell(trial.number, state=pruned)
+                self._tell(trial, state=pruned)
             else:
                 self._tell_values(trial)
 
-    def _study_tell(self, trial: "Trial", state: Any, error: BaseException) -> None:
+    def _tell(self, trial: "Trial", values: list[float] | None = None, state: Any = None) -> None:
+        # One that another has ended meanwhile stays as that one told it.
+        self._study.tell(trial.number, values, state=state, skip_if_finished=True)
+
+    def _tell_error(self, trial: "Trial", state: Any, error: BaseException) -> None:
         trial.set_user_attr("error", " ".join(f"{error}".split()) or type(error).__name__)
-        self._study.tell(trial.number, state=state)
+        self._tell(trial, state=state)
 
     def _tell_values(self, trial: "Trial") -> None:
         row = load_row(self._run(trial.number).path, lambda problem: None) or {}
         values = [row.get(name) for name in self.search.objectives]
         numbers = [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
         if len(numbers) == len(values):
-            self._study.tell(trial.number, numbers)
+            self._tell(trial, numbers)
         else:
             missing = next(n for n, v in zip(self.search.objectives, values, strict=True) if v is None)
-            self._study_tell(trial, self._optuna.trial.TrialState.FAIL, RunError(f"its row has no {missing}"))
+            self._tell_error(trial, self._optuna.trial.TrialState.FAIL, RunError(f"its row has no {missing}"))
 
     def _train(self, trial: "Trial", arguments: list[str], fit: Fit) -> None:
         run = self._run(trial.number)
@@ -233,13 +232,3 @@ class Trials:
 
     def _run(self, number: int) -> RunFolder:
         return RunFolder(self.folder / f"trial-{number:04d}")
-
-    def _lock(self, number: int) -> RunLock:
-        return RunLock(self._own / f"trial-{number:04d}.lock")
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keeps other workers of this folder from making tables or trials at the same time."""
-        with (self._own / "ask.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield

@@ -12,6 +12,7 @@ from smallnets import __version__
 from smallnets.errors import UserError
 from smallnets.results.run import check_name
 from smallnets.studies.cells import check_options, label
+from smallnets.studies.search_methods import grid_size, read_pruner, read_sampler
 from smallnets.studies.spec_file import LIMITS, as_list, mapping, only, quick_part, read_spec
 
 KEYS = (
@@ -20,7 +21,6 @@ KEYS = (
 )  # fmt: skip
 QUICK_KEYS = ("set", "trials", "confirm")
 _RANGE, _CHOICE = ("low", "high", "log", "step", "when"), ("choices", "when")
-_SAMPLERS, _PRUNERS = ("tpe", "random"), ("median", "hyperband")
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Search:
     of `fit` for all trials; `space: {option: {low, high, log, step} | {choices: [...]}}`, each with `when: {earlier
     option: value or values}` if it is chosen under a condition; a choice may be a name with the options that it sets;
     `objectives: {figure of the row: max or min}`, by default `val_accuracy: max`; `budget`, limits that a network must
-    keep to be trained; `sampler`, `tpe` or `random`; `pruner`, `median`, `hyperband` or null, or one with the arguments
-    of Optuna's class; `seed` of sampler and training; `trials`, how many there are to be; `confirm: {set, seeds}`, how
-    the best is trained anew; `quick`, what `--quick` puts in the place of these.
+    keep to be trained; `sampler`, `tpe`, `random`, `nsga2` or `grid`; `pruner`, `median`, `hyperband` or null, or one
+    with the arguments of Optuna's class; `seed` of sampler and training; `trials`, how many there are to be; `confirm:
+    {set, seeds}`, how the best is trained anew; `quick`, what `--quick` puts in the place of these.
     """
 
     file: Path
@@ -69,7 +69,7 @@ class Search:
     space: list[Dimension]
     objectives: dict[str, str]
     budget: dict[str, Any]
-    sampler: str
+    sampler: tuple[str, dict[str, Any]]
     pruner: dict[str, dict[str, Any]]
     seed: int
     trials: int
@@ -107,6 +107,8 @@ class Search:
                 raise UserError(f"objectives: {metric}: the test set is not searched on")
             if direction not in ("max", "min"):
                 raise UserError(f"objectives: {metric}: max or min is expected, got {direction!r}")
+        sampler = read_sampler(spec.get("sampler", "tpe"), space, len(objectives))
+        pruner = read_pruner(spec.get("pruner"), len(objectives))
         budget = mapping(spec, "budget")
         only(budget, LIMITS, "budget")
         confirm = mapping(spec, "confirm")
@@ -119,9 +121,13 @@ class Search:
         texts = [__version__, json.dumps([spec.get(k) for k in KEYS[2:10]] + [fixed], sort_keys=True, default=str)]
         source = hashlib.sha256("\0".join([*texts, *(each.read_text() for each in base)]).encode()).hexdigest()[:16]
         return cls(
-            path, name, " ".join(asks.split()), base, fixed, space, objectives, budget, _sampler(spec),
-            _pruner(spec, len(objectives)), _count(spec, "seed", 0, 0), _count(spec, "trials", 20, 1), confirm, source,
+            path, name, " ".join(asks.split()), base, fixed, space, objectives, budget, sampler, pruner,
+            _count(spec, "seed", 0, 0), _count(spec, "trials", 20, 1), confirm, source,
         )  # fmt: skip
+
+    def at_most(self, trials: int) -> int:
+        """So many trials, or as many as a grid has combinations, if these are fewer."""
+        return min(trials, grid_size(self.space)) if self.sampler[0] == "grid" else trials
 
     def draw(self, suggest: Suggest) -> dict[str, Any]:
         """The options of a trial, each dimension that its conditions allow chosen by `suggest`, in the file's order."""
@@ -207,24 +213,6 @@ def _number(name: str, what: dict[str, Any], key: str) -> float:
     if not math.isfinite(value):
         raise UserError(f"space: {name}: {key}: a finite number is expected, got {value}")
     return value
-
-
-def _sampler(spec: dict[str, Any]) -> str:
-    sampler = spec.get("sampler", "tpe")
-    if sampler not in _SAMPLERS:
-        raise UserError(f"sampler: one of {', '.join(_SAMPLERS)}, got {sampler!r}")
-    return str(sampler)
-
-
-def _pruner(spec: dict[str, Any], objectives: int) -> dict[str, dict[str, Any]]:
-    """{name: arguments}; empty for none."""
-    pruner = spec.get("pruner")
-    named = {pruner: {}} if isinstance(pruner, str) else pruner or {}
-    if not isinstance(named, dict) or len(named) > 1 or any(name not in _PRUNERS for name in named):
-        raise UserError(f"pruner: one of {', '.join(_PRUNERS)}, null, or one with its arguments, got {pruner!r}")
-    if named and objectives > 1:
-        raise UserError("pruner: trials of several objectives are not pruned")
-    return {str(name): dict(arguments or {}) for name, arguments in named.items()}
 
 
 def _count(spec: dict[str, Any], key: str, default: int, least: int) -> int:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from smallnets.results.row import write_json
+from smallnets.results.row import update_row, write_json
 from smallnets.results.store import load_row
 from smallnets.results.study_folder import read_mapping
 from smallnets.results.test_ledger import file_digest
@@ -106,13 +106,16 @@ def state_of(plan: Plan, run: Run, again: bool = False) -> State:
 def next_command(plan: Plan, run: Run, state: State) -> list[str]:
     """The command that brings a run on. What was begun and left no checkpoint is removed, to be begun again."""
     folder = plan.run_folder(run)
+    row = load_row(folder.path, lambda problem: None) or {}
     if state is State.TRAINED:
-        row = load_row(folder.path, lambda problem: None) or {}
         # A reading of this very network that was broken off gave nobody a figure; the row counts the second one.
         cut = (
             bool(row.get("test_reads")) and folder.best.is_file() and row["test_checkpoint"] == file_digest(folder.best)
         )
         return plan.test_command(run, reread=cut)
+    if row.get("status") == "failed":
+        # One that is tried again: killed before `fit` says so itself, it has not failed once more.
+        update_row(folder.path, status="running", error=None)
     if folder.last.is_file():
         return plan.fit_command(run, resume=True)
     if folder.path.is_dir():

@@ -10,7 +10,10 @@ from typing import Any
 
 from smallnets.errors import RunError, UserError
 
-_SQLITE, _POSTGRES = "sqlite:///", ("postgresql://", "postgres://", "postgresql+psycopg://")
+# A worker that has not been heard of for so long is taken for dead, and its runs and trials are anybody's.
+BEAT_SECONDS, GRACE_SECONDS = 30, 120
+
+_SQLITE, _POSTGRES = "sqlite:///", ("postgresql:", "postgresql+", "postgres:")
 # Any number that other users of a database will hardly take: "smallnet" in ASCII.
 _LOCK_NUMBER = int.from_bytes(b"smallnet")
 
@@ -33,9 +36,9 @@ def open_storage(url: str, **options: Any) -> Any:
 
 
 def trial_storage(where: str) -> Any:
-    """Optuna's storage at a URL (`open_storage`), or in a journal's file."""
+    """Optuna's storage at a URL (`open_storage`), whose workers can be heard of; or in a journal's file."""
     if "://" in where:
-        return open_storage(where)
+        return open_storage(where, heartbeat_interval=BEAT_SECONDS, grace_period=GRACE_SECONDS)
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
@@ -73,9 +76,11 @@ def database_errors(what: str) -> Iterator[None]:
 def one_at_a_time(url: str) -> Iterator[None]:
     """Keeps others from making tables or trials in a database at the same time; the lock ends with its holder.
 
-    A SQLite file is locked by a file beside it, a PostgreSQL by an advisory lock; in other databases nothing is locked.
+    A SQLite file and a journal's are locked by a file beside them, a PostgreSQL by an advisory lock. In another
+    database, such as MySQL, nothing is locked: what is to be done may be put down twice by workers that begin at the
+    same moment.
     """
-    if url.startswith(_SQLITE):
+    if url.startswith(_SQLITE) or "://" not in url:
         path = Path(url.removeprefix(_SQLITE))
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".lock").open("w") as file:

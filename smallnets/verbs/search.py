@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import shlex
 import signal
 import statistics
@@ -18,8 +17,9 @@ from smallnets.results.row import write_text
 from smallnets.studies.execute import SMALLNETS, end, run_environment
 from smallnets.studies.search import Trials
 from smallnets.studies.search_space import KEYS, QUICK_KEYS, Dimension, Search
-from smallnets.studies.trial import Ended, Report, line_of
+from smallnets.studies.trial import Report, line_of
 from smallnets.verbs.arguments import Parser, spec_arguments
+from smallnets.verbs.search_show import show
 
 _ACTIONS = ("run", "show", "confirm")
 
@@ -40,6 +40,7 @@ def _parser() -> Parser:
     go.add_argument("--workers", type=int, default=1, metavar="K", help="processes, each at one trial (default: 1)")
     show = actions.add_parser("show", parents=[common], help="the best, what mattered, all trials")
     show.add_argument("--json", action="store_true", help="print one object")
+    show.add_argument("--out", type=Path, metavar="DIR", help="write figures there (SVG, CSV) and a page of them")
     confirm = actions.add_parser("confirm", parents=[common], help="train the best anew, on fresh seeds, and test it")
     confirm.add_argument("--seeds", type=int, metavar="N", help="how many (default: what the file says, or 3)")
     confirm.add_argument("--slots", type=int, default=1, metavar="N", help="runs at once (default: 1)")
@@ -62,7 +63,9 @@ def run(argv: Sequence[str]) -> int:
     if options.action == "run":
         return _run(search, options)
     trials = Trials(search, options.folder, options.storage, create=False)
-    return _show(search, trials, options.json) if options.action == "show" else _confirm(search, trials, options)
+    if options.action == "confirm":
+        return _confirm(search, trials, options)
+    return show(search, trials, options.json, options.out)
 
 
 # -- making trials -----------------------------------------------------------------------------------------------------
@@ -73,11 +76,12 @@ def _run(search: Search, options: argparse.Namespace) -> int:
     for name, number in {"--trials": wanted, "--workers": options.workers}.items():
         if number < 1:
             raise UserError(f"smallnets search: {name} is 1 or more, not {number}")
+    wanted = search.at_most(wanted)
     fit = _Fit(options.folder / "lightning_logs" / search.name / "search")
     _check(search, fit)
     trials = Trials(search, options.folder, options.storage)
     have = len(trials.ended())
-    kinds = f"{search.sampler}{''.join(f', {name} pruner' for name in search.pruner)}"
+    kinds = f"{search.sampler[0]}{''.join(f', {name} pruner' for name in search.pruner)}"
     _say(f"{search.name}: {have} of {wanted} trials; {kinds}; {trials.folder}")
     if options.workers == 1:
         trials.work(wanted, fit, _say)
@@ -124,12 +128,16 @@ class _Fit:
         from lightning.pytorch import LightningModule, Trainer
         from lightning.pytorch.callbacks import LambdaCallback
 
+        from smallnets.callbacks.record import RunRecord
         from smallnets.verbs import trainer as verb
 
         def validated(trainer: Trainer, module: LightningModule) -> None:
             value = trainer.callback_metrics.get("val/accuracy")
             if value is not None and not trainer.sanity_checking and report(trainer.current_epoch, float(value)):
                 trainer.should_stop = True
+                for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                    if isinstance(callback, RunRecord):
+                        callback.prune()
 
         class Reporting(verb.TrainerCLI):
             def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -172,44 +180,6 @@ def _work_together(search: Search, options: argparse.Namespace, wanted: int) -> 
                 end(worker, signal.SIGTERM)
                 worker.wait()
     return 130 if 130 in codes else next((code for code in codes if code < 0 or code > 1), 0)
-
-
-# -- looking -----------------------------------------------------------------------------------------------------------
-
-
-def _show(search: Search, trials: Trials, as_json: bool) -> int:
-    ended, best, shares = trials.ended(), trials.best(), trials.importances()
-    if as_json:
-        plain = [{**vars(each), "folder": str(each.folder)} for each in ended]
-        numbers = [each.number for each in best]
-        about = {"name": search.name, "asks": search.asks, "objectives": search.objectives}
-        print(json.dumps({**about, "best": numbers, "importances": shares, "trials": plain}, indent=1))
-        return 0
-    print(f"{search.name}: {search.asks}")
-    states = [each.state for each in ended]
-    print(f"{len(ended)} trials: {', '.join(f'{states.count(s)} {s}' for s in dict.fromkeys(states))}")
-    for each in best:
-        print(f"best: {line_of(each)}")
-        print(
-            f"  {shlex.join(['smallnets', 'fit', *search.arguments(each.options), f'--seed_everything={search.seed}'])}"
-        )
-    if shares:
-        first = next(iter(search.objectives))
-        print(f"importance for {first} (fANOVA, share of its variance):")
-        for name, share in shares.items():
-            print(f"  {share:6.3f}  {name}")
-    for each in _sorted(ended, search):
-        print(line_of(each))
-    return 0
-
-
-def _sorted(ended: list[Ended], search: Search) -> list[Ended]:
-    """The best by the first objective first, those without a figure last."""
-    name, direction = next(iter(search.objectives.items()))
-    sign = -1 if direction == "max" else 1
-    return sorted(
-        ended, key=lambda t: (t.state != "done", sign * t.values[name] if t.values and name in t.values else 0.0)
-    )
 
 
 # -- training the best anew --------------------------------------------------------------------------------------------
