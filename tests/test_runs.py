@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ import yaml
 from torch.utils.data import DataLoader, TensorDataset
 
 import smallnets
+from smallnets.callbacks import record
 from smallnets.cli import main
 from smallnets.data import Digits
 from smallnets.data.digits import SklearnDigits
 from smallnets.results import read_row
 from smallnets.results.load import CHECKPOINT_KEY
+from smallnets.results.provenance import git_state
 
 pytestmark = pytest.mark.filterwarnings("default::smallnets.callbacks.HealthWarning")
 
@@ -46,13 +49,22 @@ def test_a_run_leaves_its_folder(here, tiny, capsys):
     assert row["val_accuracy"] == pytest.approx(best, abs=1e-6)
 
 
-def test_a_row_says_where_its_figures_came_from(here, tiny):
+def test_the_revision_is_gits():
+    here = Path(__file__).parent
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True)
+    assert git_state()["revision"] == (asked.stdout.strip() if asked.returncode == 0 else None)
+
+
+def test_a_row_says_where_its_figures_came_from(here, tiny, monkeypatch):
     """Configuration, code, versions, device, data, split, each seed, the rule of selection, both kinds of seconds."""
+    trained = here / "lightning_logs/one/run-1/checkpoints/last.ckpt"
+    monkeypatch.setattr(record, "git_state", lambda: {"revision": "end" if trained.exists() else "start"})
     more = ["--seed_everything=3", "--data.split_seed=7", "--data.order_seed=5", "--data.eval_batch_size=40"]
     assert main(tiny("fit", "--name=one", *more, "--trainer.limit_val_batches=2")) == 0
     row = read_row(here / "lightning_logs/one/run-1")
     assert row["schema"] == 2 and row["config"]["data"]["init_args"]["order_seed"] == 5
-    assert set(row["git"]) == {"revision", "dirty"} and row["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert row["git"] == {"revision": "start"}, "the run has loaded the code that was there then"
+    assert row["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert (row["device"], row["threads"], row["test_reads"]) == ("cpu", torch.get_num_threads(), 0)
     assert row["seeds"] == {"split": 7, "init": 3, "order": 5, "augment": 3, "mask": 3}
     assert (row["train_size"], row["val_size"]) == (200, 80), "two batches of 40 were validated on, not 150 images"

@@ -46,6 +46,7 @@ class RunRecord(Callback):
         self._images = 0
         self._metrics: dict[str, float] = {}
         self._pruned = False
+        self._git: dict[str, Any] = {"revision": None, "dirty": None}
         self._start = self._epoch_start = time.perf_counter()
         self._device_start = device_clock(self._device)
 
@@ -88,6 +89,9 @@ class RunRecord(Callback):
         folder = self._folder or (Path(trainer.log_dir) if trainer.log_dir else None)
         # Rank 0 chose the folder; the others would have taken the next number.
         self._folder = trainer.strategy.broadcast(folder)
+        if trainer.is_global_zero and self._folder and not _dev_run(trainer):
+            # Asked now: the files may be others when the run ends, and it has loaded those of its start.
+            self._git = git_state()
         if trainer.is_global_zero and self._folder and self._config and not _dev_run(trainer):
             self._folder.mkdir(parents=True, exist_ok=True)
             if read_row(self._folder) is not None:
@@ -154,7 +158,7 @@ class RunRecord(Callback):
             **self._figures(trainer),
             "config": self._config,
             "config_digest": config_digest(self._config),
-            "git": git_state(),
+            "git": self._git,
             "versions": versions(),
         }
         # A run that was tested and is then trained on keeps the count of its test readings.
