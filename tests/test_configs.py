@@ -143,15 +143,25 @@ class Parsed(trainer.TrainerCLI):
 
 @pytest.fixture(scope="module")
 def parse() -> Callable[[list[str]], Any]:
-    """`parse(argv)`: the parser and what it makes of a command line. It is built once, which takes most of the time."""
-    built: list[Parsed] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Parsed, "__init__", _keep(Parsed.__init__, built))
-        patch.setattr(trainer, "TrainerCLI", Parsed)
-        patch.delenv("PL_GLOBAL_SEED", raising=False)
-        assert main(["fit", "--data=Digits", "--model.net=lenet_12"]) == 0
-    parser = built[0].parser
-    return lambda argv: (parser, parser.parse_args([argv[0], *expand_arguments(argv[1:])]))
+    """`parse(argv)`: the parser and what it makes of a command line. One a verb, which takes most of the time."""
+    parsers: dict[str, Any] = {}
+
+    def parser_of(verb: str) -> Any:
+        built: list[Parsed] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Parsed, "__init__", _keep(Parsed.__init__, built))
+            patch.setattr(trainer, "TrainerCLI", Parsed)
+            patch.delenv("PL_GLOBAL_SEED", raising=False)
+            assert main([verb, "--data=Digits", "--model.net=lenet_12"]) == 0
+        return built[0].parser
+
+    def parsed(argv: list[str]) -> Any:
+        if argv[0] not in parsers:
+            parsers[argv[0]] = parser_of(argv[0])
+        parser = parsers[argv[0]]
+        return parser, parser.parse_args([argv[0], *expand_arguments(argv[1:])])
+
+    return parsed
 
 
 def _keep(init: Callable[..., None], built: list[Any]) -> Callable[..., None]:

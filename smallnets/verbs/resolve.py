@@ -35,7 +35,7 @@ class FitResolver:
 
     def __init__(self) -> None:
         with short_warnings():
-            cli = make_cli(_Parser, [])
+            cli = make_cli(_Parser, "fit", [])
             self._parser = cli._parser("fit")
             self._defaults = self._plain(self._parser.get_defaults())
 

@@ -54,7 +54,20 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
 
 
 class TrainerCLI(LightningCLI):
-    """LightningCLI for a `Classifier` on an `ImageData`, with a folder, a record and checkpoints for every run."""
+    """LightningCLI for a `Classifier` on an `ImageData`, with a folder, a record and checkpoints for every run.
+
+    Args:
+        verb: the one that is parsed.
+        settings: LightningCLI's.
+    """
+
+    def __init__(self, verb: str, **settings: Any) -> None:
+        self._only = verb
+        super().__init__(Classifier, ImageData, **settings)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The verb that is parsed and what it leaves out: a parser each for the other three would take a second."""
+        return {self._only: LightningCLI.subcommands()[self._only]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, default=None, help="group of runs: lightning_logs/NAME/RUN")
@@ -266,23 +279,23 @@ def run(verb: str, argv: list[str], cli: type[TrainerCLI] | None = None) -> int:
         UserError: the command line or a config is wrong, or the run failed for a reason that has a short message.
     """
     with short_warnings(), as_user_errors(option_names):
-        make_cli(cli or TrainerCLI, [verb, *expand_arguments(with_run_config(verb, argv))], seed_everything_default=0)
+        arguments = [verb, *expand_arguments(with_run_config(verb, argv))]
+        make_cli(cli or TrainerCLI, verb, arguments, seed_everything_default=0)
     return 0
 
 
-def make_cli(cli: type[TrainerCLI], args: list[str], **settings: Any) -> TrainerCLI:
-    """The command line of the trainer's verbs, which obeys `args` when it is made."""
+def make_cli(cli: type[TrainerCLI], verb: str, args: list[str], **settings: Any) -> TrainerCLI:
+    """The command line of one of the trainer's verbs, which obeys `args` when it is made."""
     options = {"exit_on_error": False, "allow_abbrev": False}
     return cli(
-        Classifier,
-        ImageData,
+        verb,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         save_config_callback=None,
         trainer_defaults=_TRAINER_DEFAULTS,
         parser_class=BriefLightningParser,
-        parser_kwargs={**options, **dict.fromkeys(TrainerCLI.subcommands(), options)},
+        parser_kwargs={**options, verb: options},
         args=args,
         **settings,
     )
