@@ -204,7 +204,7 @@ def test_killed_and_started_again_it_finds_what_an_uninterrupted_search_finds(tm
     whole.work(24, StandIn(tmp_path / "whole"), quiet)
     different = len({json.dumps(t.options, sort_keys=True) for t in whole.ended()})
     assert different == 24 if "pruner" in more else different > 12, "a child may be the same as a parent"
-    assert {t.state for t in whole.ended()} >= {"done", "pruned" if "pruner" in more else "diverged"}
+    assert {t.state for t in whole.ended()} >= ({"done", "pruned"} if "pruner" in more else {"done"})
     runs = []
     for _ in range(60):
         fit = StandIn(tmp_path / "cut", die_at=2)

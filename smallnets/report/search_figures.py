@@ -186,7 +186,7 @@ class FrontFigure:
         tints = alt.Scale(domain=["on the Pareto front", "behind it"], range=[COLOURS[1], COLOURS[0]])
         tip = ["trial:Q", *(f"{name}:Q" for name in self.found.objectives)]
         points = alt.Chart(frame).mark_point(filled=True, size=60, opacity=1)
-        step = "step-after" if self.found.objectives[self.other] == "min" else "step-before"
+        step: Any = "step-after" if self.found.objectives[self.other] == "min" else "step-before"
         front = alt.Chart(frame[frame["front"]]).mark_line(interpolate=step, strokeDash=[4, 3], color="#999")
         tint = alt.Color("kind:N", title=None, scale=tints)
         layers = [front.encode(x=x, y=y), points.encode(x=x, y=y, color=tint, tooltip=tip)]
