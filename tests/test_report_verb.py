@@ -64,6 +64,24 @@ def test_everything_of_a_study(tickets: Path, tmp_path: Path, capsys: pytest.Cap
         assert json.loads(text)["width"] == "container"
 
 
+def test_the_first_metric_of_the_study_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The value that a document states is of that metric; a figure that no run has gives way to the next."""
+    metrics = ["test_accuracy", "val_accuracy"]
+    folder = study(tmp_path / "s", {"a": {}}, [0], metrics=metrics, stated={"a": {"test_accuracy": 0.95}})
+    in_study(folder, "a", 0, 0.8)
+    assert main(["report", str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert "val_accuracy (%)" in capsys.readouterr().out
+    in_study(folder, "a", 0, 0.8, test_accuracy=0.9)
+    assert main(["report", str(folder), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "test_accuracy (%)" in said and "| 95.00 | -5.00 |" in said
+    table = pd.read_csv(tmp_path / "out" / "table.csv")
+    assert (table["mean"][0], table["stated"][0]) == (0.9, 0.95)
+    assert "<td class=\"figure\">-5.00</td>" in (tmp_path / "out" / "index.html").read_text()
+    assert main(["report", str(folder), "--metric", "val_accuracy", "--out", str(tmp_path / "out")]) == 0
+    assert "val_accuracy (%)" in capsys.readouterr().out
+
+
 def test_a_page_without_charts_has_no_script() -> None:
     page = Page("a & b")
     page.table([["cell", "n"], ["x", "1"]])

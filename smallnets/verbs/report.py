@@ -35,7 +35,7 @@ def _parser() -> Parser:
     parser.add_argument("--figure", metavar="NAME", help=f"this figure alone: {', '.join(FIGURES)}")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report/<folder's name>)")
     parser.add_argument(
-        "--metric", default="val_accuracy", metavar="NAME", help="a figure of the row (default: val_accuracy)"
+        "--metric", metavar="NAME", help="a figure of the row (default: the study's first metric, else val_accuracy)"
     )
     parser.add_argument("--baseline", metavar="CELL", help="compare with this cell (default: the first; none: no cell)")
     parser.add_argument(
@@ -107,6 +107,7 @@ def _rows(options: argparse.Namespace) -> int:
     from smallnets.report.collect import collect
 
     results = collect(options.paths)
+    options.metric = options.metric or results.metric
     results.check_metric(options.metric)
     out = options.out or Path("report") / (results.name if len(options.paths) == 1 else "several")
     problems: list[str] = []
