@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from smallnets.report.collect import Cell, Results, is_number
+from smallnets.report.densities import together
 from smallnets.report.tables import NOT_MEASURED, markdown
 
 CONVENTION = "MACs of convolutions, linear layers and attention, one image; BatchNorm, activations, biases not counted"
@@ -43,7 +44,7 @@ class Checklist:
     def _line(self, cell: Cell, record: dict[str, Any], alike: list[Cell]) -> dict[str, Any]:
         row = cell.rows[0]
         others = [(c, each) for c in alike for each in _records(c.rows[0])]
-        points = {size for _, each in others for size in _sizes(each)}
+        points = set(together(size for _, each in others for size in _sizes(each)).values())
         dense = any(not _records(c.rows[0]) for c in alike) or any(
             each["callback"] == "LotteryTicket" for _, each in others
         )
@@ -109,9 +110,9 @@ def _is_random(record: dict[str, Any]) -> bool:
 def _sizes(record: dict[str, Any]) -> list[float]:
     """The shares of the network, or of its weights with masks, that it was trained at."""
     if record.get("after"):
-        return [round(record["after"]["parameters"] / record["before"]["parameters"], 4)]
+        return [record["after"]["parameters"] / record["before"]["parameters"]]
     rounds = record.get("rounds") or ([record] if "density" in record else [])
-    return [round(each["density"], 4) for each in rounds if each["density"] < 1]
+    return [each["density"] for each in rounds if each["density"] < 1]
 
 
 def _ratios(row: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:

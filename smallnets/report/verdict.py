@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from smallnets.errors import UserError
+from smallnets.report.densities import together
 from smallnets.report.stats import Difference, Summary, difference, summary
 
 DENSE, TICKET, REINITIALISED = "dense", "ticket", "random_reinit"
@@ -136,9 +137,9 @@ def verdict(
         if not 0 < point.density <= 1:
             raise UserError(f"a density lies between 0 and 1, got {point.density} for {point.series}")
     groups: dict[tuple[str, float], list[Point]] = {}
+    one = together(point.density for point in found)
     for point in found:
-        # Counts of one density may differ in the last weight from seed to seed, where shapes do not.
-        groups.setdefault((point.series, 1.0 if point.series == DENSE else round(point.density, 4)), []).append(point)
+        groups.setdefault((point.series, 1.0 if point.series == DENSE else one[point.density]), []).append(point)
     for needed in (DENSE, TICKET):
         if not any(series == needed for series, _ in groups):
             raise UserError(f"a verdict needs points of {needed!r}; there are {sorted({s for s, _ in groups})}")
