@@ -77,7 +77,7 @@ def write_report(results: Results, out: Path, asked: Asked) -> Report:
     for name, each in verdicts.items():
         files += _verdict(name, each, out, page, len(verdicts) > 1)
     if found:
-        figure = LotteryFigure(found, asked.metric, asked.halving, asked.points("remaining"))
+        figure = lottery_figure(found, asked)
         files += save(figure, out / "lottery")
         page.heading("Accuracy against weights remaining")
         page.text("Lines are means over seeds, bands one standard deviation; dashed: the dense network.")
@@ -100,6 +100,17 @@ def write_report(results: Results, out: Path, asked: Asked) -> Report:
 def can_judge(lottery: Lottery) -> bool:
     """Whether a lottery has both a dense network and a ticket that were measured."""
     return {DENSE, TICKET} <= {point.series for point in lottery.points}
+
+
+def lottery_figure(found: Sequence[Lottery], asked: Asked) -> LotteryFigure:
+    """The lotteries' figure; where a network and its other forms are among them, without stated points and crossings.
+
+    Its axis is the share of the largest lottery's weights, and a document's points are shares of their own real
+    network's: those, and crossings, are drawn by `RemainingFigure`.
+    """
+    alone = not families(found)
+    points = asked.points("remaining") if alone else []
+    return LotteryFigure(found, asked.metric, asked.halving, points, cross=alone)
 
 
 def _table(table: ResultTable, out: Path, page: Page) -> list[Path]:

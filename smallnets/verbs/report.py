@@ -136,10 +136,10 @@ def _rows(options: argparse.Namespace) -> int:
 
 def _figure(options: argparse.Namespace, results: "Results") -> tuple[Any, list[str]]:
     from smallnets.report.lottery import lotteries
-    from smallnets.report.lottery_figure import LotteryFigure
     from smallnets.report.pareto import ParetoFigure
     from smallnets.report.remaining import RemainingFigure, families
     from smallnets.report.tables import is_share
+    from smallnets.report.write import lottery_figure
 
     if not is_share(options.metric):
         raise UserError(f"--figure {options.figure}: --metric must be an accuracy, got {options.metric}")
@@ -159,7 +159,9 @@ def _figure(options: argparse.Namespace, results: "Results") -> tuple[Any, list[
         if not beside:
             raise UserError("--figure remaining: no real network with another form of it, quaternion or narrow, here")
         return RemainingFigure(beside, asked.metric, asked.points("remaining")), problems
-    return LotteryFigure(found, asked.metric, asked.halving, asked.points("remaining")), problems
+    if asked.points("remaining") and families(found):
+        problems = [*problems, "stated points: they are shares of a real network's weights, as --figure remaining is"]
+    return lottery_figure(found, asked), problems
 
 
 def _asked(options: argparse.Namespace, results: "Results") -> "Asked":
