@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_helpers import in_study, put, row, study
+from report_helpers import control_record, in_study, lottery_record, put, row, study
 
 from smallnets.errors import UserError
 from smallnets.report.checklist import Checklist
@@ -275,8 +275,40 @@ def test_the_checklist(tmp_path: Path) -> None:
     (tmp_path / "r" / "run-1" / "row.json").unlink()
     assert found.frame()["dense_parent"].all() and found.frame()["control"].all()
     text = found.markdown()
+    assert "2 (fewer than 5)" in text and "| dense | -10.00 (one pair) |" in text
     assert "2.50x" in text and "FLOPs = 2 MACs" in text and "900 weights with masks, of 1,000 parameters" in text
     other = row("other", "run-1", 0, 0.5, net="Another", pruning=[channels])
     put(tmp_path / "other", other)
     assert not Checklist(collect([tmp_path])).frame().set_index("cell").loc["other", "dense_parent"]
     assert Checklist(collect([tmp_path / "dense"])).markdown() == ""
+
+
+def test_the_checklist_sets_each_network_beside_its_own_dense_parent(tmp_path: Path) -> None:
+    """By hand: -0.02 and -0.04 is -0.03 with a half width of 12.706 * 0.014142 / sqrt 2 = 0.127062."""
+    folder = study(tmp_path / "lot", {"ticket": {}, "reinit": {}, "slim": {}, "far": {}, "dense": {}}, [0, 1, 10, 11])
+    sizes = {"before": {"parameters": 1000, "bytes": 4, "macs": 4}, "after": {"parameters": 500, "bytes": 2, "macs": 2}}
+    channels = {"callback": "ChannelPruning", "criterion": "l1", **sizes}
+    for seed, loss in ((0, 0.02), (1, 0.04)):
+        accuracies = [0.9, 0.9, 0.9, 0.9, 0.9, 0.9 - loss]
+        made = in_study(folder, "ticket", seed, 0.9 - loss, pruning=[lottery_record(accuracies)])
+        start = f"lightning_logs/lot/{made['run']}/checkpoints/round-5.ckpt"
+        # A control of another seed is compared with the round 0 of its lottery's.
+        in_study(folder, "reinit", seed + 10, 0.5 - loss, pruning=[control_record("random_reinit", 0.03, start, 5)])
+        dense = in_study(folder, "dense", seed, 0.8)
+        began = row("lot", "-", 0, 0)["config"]
+        began["model"]["init_from"] = f"lightning_logs/lot/{dense['run']}/checkpoints/best.ckpt"
+        in_study(folder, "slim", seed + 10, 0.8 - loss, pruning=[channels], config=began, parameters=500)
+    in_study(folder, "far", 0, 0.7, pruning=[{**channels, "before": {**sizes["before"], "parameters": 999}}])
+    found = Checklist(collect([folder]))
+    frame = found.frame().set_index("cell")
+    assert frame["parent"].fillna("none").to_dict() == {
+        "ticket": "round 0", "reinit": "ticket, round 0", "slim": "dense", "far": "none",
+    }  # fmt: skip
+    assert frame.loc[["ticket", "slim"], "difference"].tolist() == [pytest.approx(-0.03)] * 2
+    assert frame.loc["ticket", "difference_low"] == pytest.approx(-0.03 - 0.127062, abs=1e-6)
+    assert (frame.loc["reinit", "pairs"], frame.loc["reinit", "difference"]) == (2, pytest.approx(-0.43))
+    # Halvings to 32 of 1,000, the control's 0.03, and half the parameters: 7 operating points.
+    assert frame["operating_points"].tolist() == [7] * 4 and frame["enough_points"].all()
+    header, *lines = found.shown()
+    assert lines[0][header.index("val_accuracy less it (95 % CI)")] == "-3.00 (-15.71 to +9.71)"
+    assert lines[3][-3:-1] == ["none", "-"] and lines[0][header.index("operating points")] == "7"

@@ -88,7 +88,7 @@ def write_report(results: Results, out: Path, asked: Asked) -> Report:
         files += _forms(beside, said, asked, out, page)
     if is_share(asked.metric):
         files += _costs(results, asked, out, page)
-    files += _checklist(Checklist(results), out, page)
+    files += _checklist(Checklist(results, asked.metric), out, page)
     problems = [*results.problems, *unplaced]
     if problems:
         page.heading("Left out")
