@@ -77,7 +77,7 @@ def test_the_first_metric_of_the_study_is_shown(tmp_path: Path, capsys: pytest.C
     assert "test_accuracy (%)" in said and "| 95.00 | -5.00 |" in said
     table = pd.read_csv(tmp_path / "out" / "table.csv")
     assert (table["mean"][0], table["stated"][0]) == (0.9, 0.95)
-    assert "<td class=\"figure\">-5.00</td>" in (tmp_path / "out" / "index.html").read_text()
+    assert '<td class="figure">-5.00</td>' in (tmp_path / "out" / "index.html").read_text()
     assert main(["report", str(folder), "--metric", "val_accuracy", "--out", str(tmp_path / "out")]) == 0
     assert "val_accuracy (%)" in capsys.readouterr().out
 

@@ -16,6 +16,7 @@ from smallnets.report.lottery_figure import LotteryFigure
 from smallnets.report.page import Page
 from smallnets.report.pareto import COSTS, ParetoFigure, machines
 from smallnets.report.remaining import Family, RemainingFigure, families, remaining_table, sentences
+from smallnets.report.sections import curves_section, layers_section, stated_section
 from smallnets.report.tables import ResultTable, interval, is_share, markdown, number
 from smallnets.report.verdict import DENSE, MARGIN, TICKET, Verdict, verdict
 from smallnets.results.row import write_text
@@ -32,6 +33,7 @@ class Asked:
         stated: points of documents, as their CSV file says.
         halving: document 003's axis for lotteries.
         margin: of the verdict.
+        curves: columns of `metrics.csv` to draw by epoch; none for the usual ones.
     """
 
     metric: str = "val_accuracy"
@@ -40,6 +42,7 @@ class Asked:
     stated: Sequence[Mapping[str, Any]] = field(default_factory=list)
     halving: bool = False
     margin: float = MARGIN
+    curves: tuple[str, ...] = ()
 
     def points(self, column: str) -> list[Mapping[str, Any]]:
         """The stated points that have a value in a column."""
@@ -50,7 +53,8 @@ class Asked:
 class Report:
     """What was made: the table, a verdict for each lottery, all files, and what was left out.
 
-    `beside` says of each real network where its curve and those of its other forms cross.
+    `beside` says of each real network where its curve and those of its other forms cross; `stated` is the table of all
+    stated values where some are of other figures than the table's.
     """
 
     table: ResultTable
@@ -58,6 +62,7 @@ class Report:
     files: list[Path]
     problems: list[str]
     beside: list[str] = field(default_factory=list)
+    stated: str = ""
 
     @property
     def page(self) -> Path:
@@ -74,6 +79,8 @@ def write_report(results: Results, out: Path, asked: Asked) -> Report:
     verdicts = {each.name: verdict(each.points, asked.margin) for each in found if can_judge(each)}
     page = Page(results.name, results.asks)
     files = [*_table(table, out, page)]
+    of_all, stated = stated_section(results, asked.metric, out, page)
+    files += of_all
     for name, each in verdicts.items():
         files += _verdict(name, each, out, page, len(verdicts) > 1)
     if found:
@@ -89,12 +96,14 @@ def write_report(results: Results, out: Path, asked: Asked) -> Report:
     if is_share(asked.metric):
         files += _costs(results, asked, out, page)
     files += _checklist(Checklist(results, asked.metric), out, page)
-    problems = [*results.problems, *unplaced]
+    bars, unread = layers_section(results, asked.metric, out, page)
+    files += [*bars, *curves_section(results, asked.curves, out, page)]
+    problems = [*results.problems, *unplaced, *unread]
     if problems:
         page.heading("Left out")
         page.listed(problems)
     write_text(out / "index.html", page.html())
-    return Report(table, verdicts, [*files, out / "index.html"], problems, said)
+    return Report(table, verdicts, [*files, out / "index.html"], problems, said, stated)
 
 
 def can_judge(lottery: Lottery) -> bool:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from smallnets.report.write import Asked
 
 FIGURES = {
+    "curves": "--curve by epoch, a line a cell with its band over seeds",
     "layers": "filters and parameters of each layer, of checkpoints instead of folders (PATH or NAME=PATH)",
     "pareto": "accuracy against --cost",
     "lottery": "accuracy against weights remaining",
@@ -47,6 +48,10 @@ def _parser() -> Parser:
     parser.add_argument(
         "--stated", type=Path, metavar="FILE", help="CSV with points of documents: name, accuracy and parameters, macs"
         " or bytes; or series, accuracy and remaining; accuracies as shares of 1",
+    )  # fmt: skip
+    parser.add_argument(
+        "--curve", action="append", default=[], metavar="NAME", help="a column of metrics.csv to draw by epoch; may be "
+        "given several times (default: val/accuracy and train/loss)",
     )  # fmt: skip
     parser.add_argument(
         "--halving", action="store_true", help="lottery: a reversed axis of halvings, as document 003's"
@@ -105,17 +110,22 @@ def _layers(options: argparse.Namespace) -> int:
 
 def _rows(options: argparse.Namespace) -> int:
     from smallnets.report.collect import collect
+    from smallnets.report.curves import curve_figure
 
     results = collect(options.paths)
     options.metric = options.metric or results.metric
     results.check_metric(options.metric)
     out = options.out or Path("report") / (results.name if len(options.paths) == 1 else "several")
+    for each in options.curve:
+        curve_figure(results, each)  # that there is such a curve
     problems: list[str] = []
     if options.figure is None:
         from smallnets.report.write import write_report
 
         report = write_report(results, out, _asked(options, results))
         print(report.table.markdown())
+        if report.stated:
+            print(report.stated)
         for name, found in report.verdicts.items():
             print(f"{name}: {found.sentence}\n")
         for sentence in report.beside:
@@ -123,15 +133,27 @@ def _rows(options: argparse.Namespace) -> int:
         print(f"{len(report.files)} files in {out}; open {report.page}")
         problems = report.problems
     else:
-        figure, problems = _figure(options, results)
         from smallnets.report.figures import save
 
-        for path in save(figure, out / (f"pareto-{options.cost}" if options.figure == "pareto" else options.figure)):
-            print(path)
+        figures, problems = _figures(options, results)
+        for name, figure in figures.items():
+            for path in save(figure, out / name):
+                print(path)
         problems = [*results.problems, *problems]
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     return 0
+
+
+def _figures(options: argparse.Namespace, results: "Results") -> tuple[dict[str, Any], list[str]]:
+    """Name of the file -> figure, of those that were asked for; and what was left out."""
+    if options.figure == "curves":
+        from smallnets.report.curves import SHOWN, curve_figure
+        from smallnets.report.sections import curve_name
+
+        return {curve_name(each): curve_figure(results, each) for each in options.curve or SHOWN}, []
+    figure, problems = _figure(options, results)
+    return {f"pareto-{options.cost}" if options.figure == "pareto" else options.figure: figure}, problems
 
 
 def _figure(options: argparse.Namespace, results: "Results") -> tuple[Any, list[str]]:
@@ -165,14 +187,15 @@ def _figure(options: argparse.Namespace, results: "Results") -> tuple[Any, list[
 
 
 def _asked(options: argparse.Namespace, results: "Results") -> "Asked":
+    from smallnets.report.stated import read_points
     from smallnets.report.write import Asked
 
     baseline = None if options.baseline == "none" else options.baseline or _first(results)
     if baseline is not None:
         results.cell(baseline)
     return Asked(
-        options.metric, baseline, _limits(options.budget), _stated(options.stated), options.halving,
-        options.margin / 100,
+        options.metric, baseline, _limits(options.budget), read_points(options.stated), options.halving,
+        options.margin / 100, tuple(options.curve),
     )  # fmt: skip
 
 
@@ -192,32 +215,3 @@ def _limits(given: Sequence[str]) -> dict[str, int]:
             raise UserError(f"smallnets report: --budget: NAME=N is expected, got {text!r}; {nearest(name, LIMITED)}")
         limits[name] = value
     return Budget(**limits).limits() if limits else {}
-
-
-def _stated(path: Path | None) -> list[dict[str, Any]]:
-    """The points of a CSV file; numbers as numbers, empty fields as None."""
-    if path is None:
-        return []
-    import csv
-
-    if not path.is_file():
-        raise UserError(f"smallnets report: --stated: no file {path}")
-    points: list[dict[str, Any]] = []
-    with path.open(newline="") as file:
-        for line in csv.DictReader(file):
-            point: dict[str, Any] = {}
-            for key, text in line.items():
-                if key in ("name", "series"):
-                    point[key] = text
-                else:
-                    try:
-                        point[key] = float(text) if text else None
-                    except ValueError as error:
-                        raise UserError(f"--stated {path}: {key}: a number is expected, got {text!r}") from error
-            name = "series" if point.get("remaining") is not None else "name"
-            if point.get("accuracy") is None or not point.get(name):
-                raise UserError(f"--stated {path}: each line needs {name} and accuracy, got {line}")
-            if not 0 <= point["accuracy"] <= 1:
-                raise UserError(f"--stated {path}: an accuracy is a share of 1, got {point['accuracy']}")
-            points.append(point)
-    return points
