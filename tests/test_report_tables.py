@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from report_helpers import control_record, in_study, lottery_record, put, row, study
+from study_helpers import Options
 
 from smallnets.errors import UserError
 from smallnets.report.checklist import Checklist
@@ -16,6 +17,8 @@ from smallnets.report.flags import beyond_axes, flags, resolution
 from smallnets.report.pareto import ParetoFigure, front
 from smallnets.report.tables import ResultTable, latex, markdown, number
 from smallnets.report.write import Asked, write_report
+from smallnets.studies.plan import make_plan, stored_plan
+from smallnets.studies.study import Study
 
 
 @pytest.fixture
@@ -185,6 +188,31 @@ def test_unequal_epochs_budgets_and_readings_are_flagged() -> None:
     assert flags(longer, cell(), "test_accuracy") == ["test set read 2 times", "epochs 40 (baseline 20)"]
     limits = {"parameters": 999, "macs": 5000}
     assert flags(cell(), None, "val_accuracy", limits) == ["over budget: parameters 1,000 > limit 999"]
+
+
+def test_unequal_tuning_effort_is_flagged(tmp_path: Path) -> None:
+    """From the study file to the table's flags; equal effort, or none that is known, is no flag."""
+    spec = {"name": "s", "asks": "What?", "axes": {"model.optimizer.lr": [1, 2, 3]}}
+
+    def flagged(tuned: Any) -> dict[str, str]:
+        (tmp_path / "s.yaml").write_text(json.dumps({**spec, **({} if tuned is None else {"tuned": tuned})}))
+        plan = make_plan(Study.read(tmp_path / "s.yaml"), tmp_path, Options())
+        plan.write()
+        assert stored_plan(Study.read(tmp_path / "s.yaml"), tmp_path) == plan
+        in_study(plan.folder.path, "lr=1", 0, 0.5)
+        frame = ResultTable(collect([plan.folder.path]), baseline="lr=1").frame()
+        return dict(zip(frame["cell"], frame["flags"], strict=True))
+
+    assert flagged({"lr=1": 20, "lr=2": 1}) == {
+        "lr=1": "unequal tuning effort: 20 tried (cells: 1 to 20)",
+        "lr=2": "unequal tuning effort: 1 tried (cells: 1 to 20)",
+        "lr=3": "unequal tuning effort: not known how many tried (cells: 1 to 20)",
+    }
+    assert set(flagged(5).values()) == set(flagged(None).values()) == {""}
+    with pytest.raises(UserError, match="tuned: how many configurations were tried, 1 or more, is expected, got 0"):
+        flagged({"lr=1": 0})
+    with pytest.raises(UserError, match="tuned: no cell is called 'lr=4'; nearest: lr="):
+        flagged({"lr=4": 2})
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from smallnets.report.crossing import curve
 from smallnets.report.densities import together
 from smallnets.report.lottery import Lottery
 from smallnets.report.lottery_figure import LotteryFigure
+from smallnets.report.sections import verdict_table
 from smallnets.report.stats import difference
 from smallnets.report.verdict import Point, Verdict, judge, verdict
 
@@ -98,6 +99,16 @@ def test_a_ticket_that_was_trained_for_longer_does_not_support() -> None:
     found = verdict(longer)
     assert found.finding == "undecided" and "trained for 30 epochs and the dense network for 20" in found.sentence
     assert verdict([p._replace(epochs=None) for p in points]).finding == "supported"
+
+
+def test_a_control_that_was_trained_for_less_is_seen() -> None:
+    points = plant(ticket={0.1: 0.0}, random_reinit={0.1: 0.1}, snip={0.1: 0.1})
+    shorter = [p._replace(epochs={"random_reinit": 5 + p.seed, "snip": None}.get(p.series, 20)) for p in points]
+    found = verdict(shorter)
+    epochs = {line["series"]: line["epochs"] for line in found.records()}
+    assert epochs == {"dense": 20, "ticket": 20, "random_reinit": 6.5, "snip": None}
+    header, *lines = verdict_table(found)
+    assert [line[header.index("epochs")] for line in lines] == ["20", "20", "6.5", "-"]
 
 
 def test_the_margin_moves_the_line() -> None:

@@ -39,6 +39,7 @@ class Cell:
         failed: of those that have failed.
         stated: figure -> the value that a document states.
         excluded: why the study left it out; None if it did not.
+        tuned: how many configurations were tried to choose its settings; None where the study does not say.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Cell:
     failed: list[dict[str, Any]] = field(default_factory=list)
     stated: dict[str, float] = field(default_factory=dict)
     excluded: str | None = None
+    tuned: int | None = None
 
     def values(self, metric: str) -> dict[int, float]:
         """Seed -> the figure, where it is known; the mean of a seed's runs if it has several."""
@@ -74,6 +76,7 @@ class Results:
     """What was found: cells in the study's order, and a line for each row that was skipped.
 
     `metrics` are the figures that count by the plans of the studies, the first before all; none for other runs.
+    `folders` are what was read.
     """
 
     name: str
@@ -81,6 +84,7 @@ class Results:
     asks: str | None = None
     problems: list[str] = field(default_factory=list)
     metrics: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -124,8 +128,9 @@ def collect(folders: Sequence[str | Path]) -> Results:
     for index, (folder, plan) in enumerate(zip(folders, plans, strict=True)):
         prefix = f"{plan['name']}: " if several and plan else ""
         for planned in plan.get("cells", []):
-            stated = plan.get("stated", {}).get(planned["cell"], {})
-            cells[index, planned["digest"]] = Cell(f"{prefix}{planned['cell']}", planned["axes"], stated=stated)
+            about = {"stated": plan.get("stated", {}).get(planned["cell"], {})}
+            about["tuned"] = plan.get("tuned", {}).get(planned["cell"])
+            cells[index, planned["digest"]] = Cell(f"{prefix}{planned['cell']}", planned["axes"], **about)
         for name, reason in plan.get("excluded", {}).items():
             stated = plan.get("stated", {}).get(name, {})
             cells[index, "excluded", name] = Cell(f"{prefix}{name}", stated=stated, excluded=reason)
@@ -139,7 +144,7 @@ def collect(folders: Sequence[str | Path]) -> Results:
         plan.get("name") or Path(folder).resolve().name for folder, plan in zip(folders, plans, strict=True)
     )
     metrics = list(dict.fromkeys(metric for plan in plans for metric in plan.get("metrics", [])))
-    return Results(title, _told_apart(list(cells.values())), asks, problems, metrics)
+    return Results(title, _told_apart(list(cells.values())), asks, problems, metrics, list(map(str, folders)))
 
 
 def _add(cells: dict[Any, Cell], index: int, row: dict[str, Any], problems: list[str]) -> None:

@@ -60,12 +60,13 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         if isinstance(made, str):
             write_text(path, made)
         else:
-            _write_bytes(path, made)
+            write_bytes(path, made)
         written.append(path)
     return written
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file by rename."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_bytes(data)
     part.replace(path)

@@ -36,7 +36,7 @@ class Line:
     """One series at one density: its accuracies, its differences to the dense network, paired by seed, and the rule.
 
     `ticket_less` is what the ticket of that density is above it, paired by seed; None for ticket and dense network, and
-    where no ticket was trained.
+    where no ticket was trained. `epochs` is how long its networks were trained, their mean; None where none says it.
     """
 
     series: str
@@ -45,6 +45,7 @@ class Line:
     less_dense: Difference | None
     judgement: Judgement
     ticket_less: Difference | None = None
+    epochs: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Verdict:
                     "series": line.series,
                     "density": line.density,
                     "n": about.n,
+                    "epochs": line.epochs,
                     "mean": about.mean,
                     "sd": about.sd,
                     "low": about.low,
@@ -152,7 +154,9 @@ def verdict(
         less = None if series == DENSE else difference(values, dense)
         ticket = None if series in (DENSE, TICKET) else difference(by_seed(groups.get((TICKET, density), [])), values)
         judgement: Judgement = "matching" if less is None else judge(less, margin)
-        lines[series, density] = Line(series, density, about, less, judgement, ticket)
+        long = [point.epochs for point in members if point.epochs is not None]
+        epochs = sum(long) / len(long) if long else None
+        lines[series, density] = Line(series, density, about, less, judgement, ticket, epochs)
     matching = [d for (series, d), line in lines.items() if series == TICKET and line.judgement == "matching"]
     finding, reason = _decide(lines, groups, most_density)
     within = f"at {100 * most_density:g} % of the weights or less"

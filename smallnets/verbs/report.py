@@ -27,9 +27,9 @@ COSTS = (*LIMITED, "latency_ms")
 def _parser() -> Parser:
     parser = Parser(
         prog="smallnets report",
-        description="Puts the rows of runs together by cell and writes table.md, table.csv, table.tex, figures (PNG, "
-        "SVG, HTML, with their numbers as CSV), for lotteries a verdict, for pruned networks a checklist, and "
-        "index.html.",
+        description="Puts the rows of runs together by cell and writes table.md, table.csv, table.tex, rows.csv with a "
+        "line a run, figures (PNG, SVG, HTML, with their numbers as CSV), for lotteries a verdict, for pruned networks "
+        "a checklist, and index.html.",
         epilog="figures: " + "; ".join(f"{name}: {text}" for name, text in FIGURES.items()),
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="folders of runs or studies (lightning_logs/NAME)")
@@ -57,6 +57,9 @@ def _parser() -> Parser:
         "--halving", action="store_true", help="lottery: a reversed axis of halvings, as document 003's"
     )
     parser.add_argument(
+        "--parquet", action="store_true", help="end unless rows.parquet can be written (it is where pyarrow is there)"
+    )
+    parser.add_argument(
         "--margin", type=float, default=0.5, metavar="POINTS", help="verdict: a loss that does not count (default: 0.5)"
     )
     return parser
@@ -78,6 +81,10 @@ def run(argv: Sequence[str]) -> int:
         import vl_convert  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(f"smallnets report needs {error.name}: pip install 'smallnets[report]'") from error
+    from smallnets.report.rows import can_parquet
+
+    if options.parquet and not can_parquet():
+        raise UserError("smallnets report --parquet needs pyarrow: pip install 'smallnets[parquet]'")
     try:
         return _layers(options) if options.figure == "layers" else _rows(options)
     except BrokenPipeError:
