@@ -51,16 +51,8 @@ def test_everything_of_a_study(tickets: Path, tmp_path: Path, capsys: pytest.Cap
     said = capsys.readouterr()
     assert "| ticket | 3 | 60.00 ± 0.00 |" in said.out and "hypothesis (at 20 % of the weights or less) is" in said.out
     assert said.err.count("left out:") == 2 and "x-seed1-00000001 has not ended" in said.err
-    expected = {
-        "table.md",
-        "table.csv",
-        "table.tex",
-        "verdict.md",
-        "verdict.csv",
-        "checklist.md",
-        "checklist.csv",
-        "rows.csv",
-    }
+    expected = {"table.md", "table.csv", "table.tex", "verdict.md", "verdict.csv", "checklist.md", "checklist.csv"}
+    expected |= {"rows.csv", "rounds.md", "rounds.csv", "rounds-layers.csv"}
     expected |= {"rows.parquet"} if can_parquet() else set()
     figures = [f"{name}.{kind}" for name in ("lottery", "pareto-parameters", "pareto-macs", "pareto-bytes")
                for kind in ("csv", "png", "svg", "html")]  # fmt: skip
