@@ -18,6 +18,8 @@ from smallnets.report.tables import NOT_MEASURED, interval, is_share, markdown, 
 CONVENTION = "MACs of convolutions, linear layers and attention, one image; BatchNorm, activations, biases not counted"
 # Criteria and controls whose masks or channels are drawn; a reinitialised ticket keeps chosen ones.
 _RANDOM = ("random", "random_mask", "random_erk", "shuffled_mask")
+# Controls that are not pruned; the second is how rows kept in a file may call the first.
+_DENSE = ("dense", "dense_as_long")
 # Operating points that a curve needs.
 ENOUGH = 5
 
@@ -48,6 +50,8 @@ class Checklist:
         found = []
         for cell in cells:
             for record in records_of(cell.rows[0]):
+                if record.get("control") in _DENSE:
+                    continue
                 found.append(self._line(cell, record, [c for c in cells if _alike(c, cell)]))
         return pd.DataFrame(found)
 
@@ -89,7 +93,7 @@ class Checklist:
                 [
                     line["cell"],
                     how,
-                    f"{line['net']}: {_count(line['before'])} {line['counted']}",
+                    f"{line['net'] or 'network'}: {_count(line['before'])} {line['counted']}",
                     _count(line["removed"]),
                     *(_times(line[k]) for k in ("parameters_ratio", "bytes_ratio", "macs_ratio")),
                     str(line["operating_points"]) + ("" if line["enough_points"] else f" (fewer than {ENOUGH})"),

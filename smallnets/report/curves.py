@@ -102,10 +102,12 @@ class CurvesFigure:
         axis, number = (alt.Axis(format=".3~p"), ".2%") if share else (alt.Axis(), ".4~g")
         x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1))
         y = alt.Y("mean:Q", title=self.metric, scale=alt.Scale(zero=False), axis=axis)
-        tint = colour("cell", names)
+        tint = colour("cell", names).legend(symbolType="stroke", symbolStrokeWidth=2)
         # Where colours come again, another dash tells the cells apart.
         dashes = [_DASHES[i // len(COLOURS) % len(_DASHES)] for i in range(len(names))]
-        dash = alt.StrokeDash("cell:N", title="", sort=names, scale=alt.Scale(domain=names, range=dashes))
+        dash = alt.StrokeDash("cell:N", title="", sort=names, scale=alt.Scale(domain=names, range=dashes)).legend(
+            symbolType="stroke", symbolStrokeWidth=2
+        )
         tip: list[Any] = ["cell:N", "epoch:Q", alt.Tooltip("mean:Q", format=number), "n:Q"]
         base = alt.Chart(frame).encode(x=x, color=tint, tooltip=tip)
         bands = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q"), y2="high")

@@ -40,6 +40,7 @@ def spec(chart: Any) -> dict[str, Any]:
         "axis": {"labelFontSize": 12, "titleFontSize": 12},
         "legend": {"labelFontSize": 12, "labelLimit": 400, "symbolOpacity": 1},
     }
+    look["text"] = {"limit": 260}
     return {**chart.to_dict(), "config": {**look, "view": {"stroke": "#ddd"}, "background": "white"}}
 
 

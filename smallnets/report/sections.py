@@ -59,7 +59,7 @@ def layers_section(results: Results, metric: str, out: Path, page: Page) -> tupl
             page.heading("Layer by layer")
             page.text("Of the first run of each cell whose checkpoint is there, up to six; dense networks first.")
         files += save(figure, out / name)
-        page.chart(figure.plot())
+        page.chart(figure.plot(), wide=True)
     return files, problems
 
 
