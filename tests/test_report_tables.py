@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,28 @@ def test_markdown_latex_and_csv_hold_the_same_lines(rates: Path) -> None:
     assert float(read[1]["difference"]) == pytest.approx(0.02) and read[3]["mean"] == ""
     assert markdown([["a"], ["x|y"]]).splitlines()[2] == r"| x\|y |"
     assert r"50\% \& \{a\_b\}" in latex([["h"], ["50% & {a_b}"]])
+
+
+def test_latex_compiles_in_form_and_states_what_the_document_does(tmp_path: Path) -> None:
+    """Each special letter escaped, as many cells in each line as columns, braces and environments closed."""
+    hostile = r"[50%] a_b & {c} #1 $x^2 ~ \y"
+    folder = study(tmp_path / "s", {hostile: {}, "*": {}}, [0, 1], stated={hostile: {"val_accuracy": 0.91}})
+    for seed in (0, 1):
+        in_study(folder, hostile, seed, 0.9 + seed / 100)
+        in_study(folder, "*", seed, 0.8)
+    table = ResultTable(collect([folder]), baseline="*")
+    text = table.latex()
+    comment, *lines = text.splitlines()
+    assert comment == r"% \usepackage{booktabs}"
+    plain = re.sub(r"\\[&%$#_{}]", "", "\n".join(lines))  # what is escaped is a letter
+    assert not re.search(r"[%#~^_|±]", plain.replace("\\textasciitilde{}", "").replace("\\textasciicircum{}", ""))
+    assert plain.count("$") % 2 == 0 and plain.count("{") == plain.count("}")
+    columns = re.search(r"\\begin\{tabular\}\{([lr]+)\}", text)
+    rows = [line for line in plain.splitlines() if line.endswith(r" \\")]
+    assert columns and len(rows) == 3 and all(line.count("&") == len(columns[1]) - 1 for line in rows)
+    assert [line.startswith("{}") for line in rows] == [False, True, True]
+    assert r"90.50 $\pm$ 0.71" in text and "91.00 & -0.50" in text and r"less *" in text
+    assert text.rstrip().endswith(r"\end{tabular}")
 
 
 def test_another_metric_is_shown_as_what_it_is(rates: Path) -> None:

@@ -138,10 +138,9 @@ class ParetoFigure:
             # Names stand towards the middle, so that long ones do not take the room of the figure.
             middle = math.sqrt(frame[self.cost].min() * frame[self.cost].max())
             names = frame[frame["kind"] == kinds[0]]
-            for own, align, dx in (
-                (names[names[self.cost] <= middle], "left", 8),
-                (names[names[self.cost] > middle], "right", -8),
-            ):
+            low = names[self.cost] <= middle
+            sides: list[tuple[Any, Any, int]] = [(names[low], "left", 8), (names[~low], "right", -8)]
+            for own, align, dx in sides:
                 if len(own):
                     text = alt.Chart(own).mark_text(align=align, dx=dx, dy=-8, fontSize=11)
                     layers.append(text.encode(x=x, y=y, text="name:N"))

@@ -12,7 +12,7 @@ from smallnets.report.page import Page
 from smallnets.report.pruned_nets import layer_figures, pruned_nets
 from smallnets.report.rounds import RoundsTable
 from smallnets.report.stated import StatedTable
-from smallnets.report.tables import interval, markdown, number
+from smallnets.report.tables import interval, latex, markdown, number
 from smallnets.report.verdict import DENSE, Verdict
 from smallnets.results.row import write_text
 
@@ -24,10 +24,11 @@ def stated_section(results: Results, metric: str, out: Path, page: Page) -> tupl
         return [], ""
     text = markdown(table.shown())
     write_text(out / "stated.md", text)
+    write_text(out / "stated.tex", latex(table.shown()))
     write_text(out / "stated.csv", table.frame().to_csv(index=False))
     page.heading("What the documents state")
     page.table(table.shown())
-    return [out / "stated.md", out / "stated.csv"], text
+    return [out / f"stated.{kind}" for kind in ("md", "tex", "csv")], text
 
 
 def curves_section(results: Results, metrics: tuple[str, ...], out: Path, page: Page) -> list[Path]:

@@ -168,6 +168,8 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 def latex(lines: Sequence[Sequence[str]]) -> str:
     """A `tabular` of the package booktabs."""
     header, *rest = [[_escaped(text) for text in line] for line in lines]
+    # Behind the end of a line a bracket or a star would be read as its argument.
+    rest = [[f"{{}}{first}" if first[:1] in ("[", "*") else first, *others] for first, *others in rest]
     columns = "".join("r" if figures else "l" for figures in figure_columns(lines))
     body = "\n".join(" & ".join(line) + r" \\" for line in rest)
     return (
@@ -178,7 +180,8 @@ def latex(lines: Sequence[Sequence[str]]) -> str:
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": "$<$", ">": "$>$", "±": r"$\pm$", "|": r"\textbar{}", "\n": " ",
 }  # fmt: skip
 
 
