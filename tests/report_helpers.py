@@ -68,3 +68,12 @@ def control_record(control: str, density: float, from_round: str, number: int, t
     kept = round(density * total)
     about = {"round": number, "mask_seed": 0, "kept": kept, "total": total, "density": density, "layers": {}}
     return {"callback": "LotteryControl", "control": control, "from_round": from_round, **about}
+
+
+def write_curve(folder: Path, run: str, **columns: Sequence[float | None]) -> None:
+    """A run's `metrics.csv`: the rate at step 0, then a row an epoch; `val_loss` is the column `val/loss`."""
+    names = {name: name.replace("_", "/", 1) for name in columns}
+    lines = [",".join(["epoch", "step", "lr-SGD", *names.values()]), ",".join(["", "0", "0.1", *[""] * len(names)])]
+    for epoch, values in enumerate(zip(*columns.values(), strict=True)):
+        lines.append(",".join([str(epoch), str(10 * epoch + 9), "", *("" if v is None else str(v) for v in values)]))
+    (folder / run / "metrics.csv").write_text("\n".join(lines) + "\n")

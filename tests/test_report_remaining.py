@@ -182,9 +182,14 @@ def test_the_report_draws_and_says_it(quaternions: Path, tmp_path: Path, capsys:
     page = (out / "index.html").read_text()
     assert "Against the real network" in page and "quaternion and real" in page
     assert (out / "remaining-parameters.png").stat().st_size > 500
+    # The points are shares of the real network's weights, and that figure's axis is the largest lottery's.
+    assert set(pd.read_csv(out / "lottery.csv")["source"]) == {"measured"}
     alone = tmp_path / "alone"
     assert main(["report", str(quaternions), "--figure", "remaining", "--out", str(alone)]) == 0
     assert {path.name for path in alone.iterdir()} == {f"remaining.{kind}" for kind in ("csv", "png", "svg", "html")}
+    command = ["report", str(quaternions), "--figure", "lottery", "--stated", str(stated), "--out", str(alone)]
+    assert main(command) == 0 and "as --figure remaining is" in capsys.readouterr().err
+    assert set(pd.read_csv(alone / "lottery.csv")["source"]) == {"measured"}
 
 
 def test_the_axis_is_reversed_by_halvings_and_one_network_has_a_colour_a_form(tmp_path: Path) -> None:

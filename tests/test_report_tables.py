@@ -3,11 +3,13 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from report_helpers import in_study, put, row, study
+from report_helpers import control_record, in_study, lottery_record, put, row, study
+from study_helpers import Options
 
 from smallnets.errors import UserError
 from smallnets.report.checklist import Checklist
@@ -16,6 +18,8 @@ from smallnets.report.flags import beyond_axes, flags, resolution
 from smallnets.report.pareto import ParetoFigure, front
 from smallnets.report.tables import ResultTable, latex, markdown, number
 from smallnets.report.write import Asked, write_report
+from smallnets.studies.plan import make_plan, stored_plan
+from smallnets.studies.study import Study
 
 
 @pytest.fixture
@@ -87,6 +91,28 @@ def test_markdown_latex_and_csv_hold_the_same_lines(rates: Path) -> None:
     assert float(read[1]["difference"]) == pytest.approx(0.02) and read[3]["mean"] == ""
     assert markdown([["a"], ["x|y"]]).splitlines()[2] == r"| x\|y |"
     assert r"50\% \& \{a\_b\}" in latex([["h"], ["50% & {a_b}"]])
+
+
+def test_latex_compiles_in_form_and_states_what_the_document_does(tmp_path: Path) -> None:
+    """Each special letter escaped, as many cells in each line as columns, braces and environments closed."""
+    hostile = r"[50%] a_b & {c} #1 $x^2 ~ \y"
+    folder = study(tmp_path / "s", {hostile: {}, "*": {}}, [0, 1], stated={hostile: {"val_accuracy": 0.91}})
+    for seed in (0, 1):
+        in_study(folder, hostile, seed, 0.9 + seed / 100)
+        in_study(folder, "*", seed, 0.8)
+    table = ResultTable(collect([folder]), baseline="*")
+    text = table.latex()
+    comment, *lines = text.splitlines()
+    assert comment == r"% \usepackage{booktabs}"
+    plain = re.sub(r"\\[&%$#_{}]", "", "\n".join(lines))  # what is escaped is a letter
+    assert not re.search(r"[%#~^_|±]", plain.replace("\\textasciitilde{}", "").replace("\\textasciicircum{}", ""))
+    assert plain.count("$") % 2 == 0 and plain.count("{") == plain.count("}")
+    columns = re.search(r"\\begin\{tabular\}\{([lr]+)\}", text)
+    rows = [line for line in plain.splitlines() if line.endswith(r" \\")]
+    assert columns and len(rows) == 3 and all(line.count("&") == len(columns[1]) - 1 for line in rows)
+    assert [line.startswith("{}") for line in rows] == [False, True, True]
+    assert r"90.50 $\pm$ 0.71" in text and "91.00 & -0.50" in text and r"less *" in text
+    assert text.rstrip().endswith(r"\end{tabular}")
 
 
 def test_another_metric_is_shown_as_what_it_is(rates: Path) -> None:
@@ -187,6 +213,31 @@ def test_unequal_epochs_budgets_and_readings_are_flagged() -> None:
     assert flags(cell(), None, "val_accuracy", limits) == ["over budget: parameters 1,000 > limit 999"]
 
 
+def test_unequal_tuning_effort_is_flagged(tmp_path: Path) -> None:
+    """From the study file to the table's flags; equal effort, or none that is known, is no flag."""
+    spec = {"name": "s", "asks": "What?", "axes": {"model.optimizer.lr": [1, 2, 3]}}
+
+    def flagged(tuned: Any) -> dict[str, str]:
+        (tmp_path / "s.yaml").write_text(json.dumps({**spec, **({} if tuned is None else {"tuned": tuned})}))
+        plan = make_plan(Study.read(tmp_path / "s.yaml"), tmp_path, Options())
+        plan.write()
+        assert stored_plan(Study.read(tmp_path / "s.yaml"), tmp_path) == plan
+        in_study(plan.folder.path, "lr=1", 0, 0.5)
+        frame = ResultTable(collect([plan.folder.path]), baseline="lr=1").frame()
+        return dict(zip(frame["cell"], frame["flags"], strict=True))
+
+    assert flagged({"lr=1": 20, "lr=2": 1}) == {
+        "lr=1": "unequal tuning effort: 20 tried (cells: 1 to 20)",
+        "lr=2": "unequal tuning effort: 1 tried (cells: 1 to 20)",
+        "lr=3": "unequal tuning effort: not known how many tried (cells: 1 to 20)",
+    }
+    assert set(flagged(5).values()) == set(flagged(None).values()) == {""}
+    with pytest.raises(UserError, match="tuned: how many configurations were tried, 1 or more, is expected, got 0"):
+        flagged({"lr=1": 0})
+    with pytest.raises(UserError, match="tuned: no cell is called 'lr=4'; nearest: lr="):
+        flagged({"lr=4": 2})
+
+
 @pytest.mark.parametrize(
     ("classes", "images", "accuracy", "at_chance"),
     # On 10,000 images five deviations are 0.015 for 10 classes and 0.005 for 100.
@@ -275,8 +326,40 @@ def test_the_checklist(tmp_path: Path) -> None:
     (tmp_path / "r" / "run-1" / "row.json").unlink()
     assert found.frame()["dense_parent"].all() and found.frame()["control"].all()
     text = found.markdown()
+    assert "2 (fewer than 5)" in text and "| dense | -10.00 (one pair) |" in text
     assert "2.50x" in text and "FLOPs = 2 MACs" in text and "900 weights with masks, of 1,000 parameters" in text
     other = row("other", "run-1", 0, 0.5, net="Another", pruning=[channels])
     put(tmp_path / "other", other)
     assert not Checklist(collect([tmp_path])).frame().set_index("cell").loc["other", "dense_parent"]
     assert Checklist(collect([tmp_path / "dense"])).markdown() == ""
+
+
+def test_the_checklist_sets_each_network_beside_its_own_dense_parent(tmp_path: Path) -> None:
+    """By hand: -0.02 and -0.04 is -0.03 with a half width of 12.706 * 0.014142 / sqrt 2 = 0.127062."""
+    folder = study(tmp_path / "lot", {"ticket": {}, "reinit": {}, "slim": {}, "far": {}, "dense": {}}, [0, 1, 10, 11])
+    sizes = {"before": {"parameters": 1000, "bytes": 4, "macs": 4}, "after": {"parameters": 500, "bytes": 2, "macs": 2}}
+    channels = {"callback": "ChannelPruning", "criterion": "l1", **sizes}
+    for seed, loss in ((0, 0.02), (1, 0.04)):
+        accuracies = [0.9, 0.9, 0.9, 0.9, 0.9, 0.9 - loss]
+        made = in_study(folder, "ticket", seed, 0.9 - loss, pruning=[lottery_record(accuracies)])
+        start = f"lightning_logs/lot/{made['run']}/checkpoints/round-5.ckpt"
+        # A control of another seed is compared with the round 0 of its lottery's.
+        in_study(folder, "reinit", seed + 10, 0.5 - loss, pruning=[control_record("random_reinit", 0.03, start, 5)])
+        dense = in_study(folder, "dense", seed, 0.8)
+        began = row("lot", "-", 0, 0)["config"]
+        began["model"]["init_from"] = f"lightning_logs/lot/{dense['run']}/checkpoints/best.ckpt"
+        in_study(folder, "slim", seed + 10, 0.8 - loss, pruning=[channels], config=began, parameters=500)
+    in_study(folder, "far", 0, 0.7, pruning=[{**channels, "before": {**sizes["before"], "parameters": 999}}])
+    found = Checklist(collect([folder]))
+    frame = found.frame().set_index("cell")
+    assert frame["parent"].fillna("none").to_dict() == {
+        "ticket": "round 0", "reinit": "ticket, round 0", "slim": "dense", "far": "none",
+    }  # fmt: skip
+    assert frame.loc[["ticket", "slim"], "difference"].tolist() == [pytest.approx(-0.03)] * 2
+    assert frame.loc["ticket", "difference_low"] == pytest.approx(-0.03 - 0.127062, abs=1e-6)
+    assert (frame.loc["reinit", "pairs"], frame.loc["reinit", "difference"]) == (2, pytest.approx(-0.43))
+    # Halvings to 32 of 1,000, the control's 0.03, and half the parameters: 7 operating points.
+    assert frame["operating_points"].tolist() == [7] * 4 and frame["enough_points"].all()
+    header, *lines = found.shown()
+    assert lines[0][header.index("val_accuracy less it (95 % CI)")] == "-3.00 (-15.71 to +9.71)"
+    assert lines[3][-3:-1] == ["none", "-"] and lines[0][header.index("operating points")] == "7"

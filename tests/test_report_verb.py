@@ -1,5 +1,6 @@
 """`smallnets report`: the files, the page, the layers of checkpoints, and what is refused in one line."""
 
+import io
 import json
 import re
 import subprocess
@@ -16,8 +17,12 @@ from smallnets.cli import main
 from smallnets.models import ResNet
 from smallnets.models.spec import spec_of
 from smallnets.pruning import prune_layers
+from smallnets.report import rows as rows_module
+from smallnets.report.collect import collect
 from smallnets.report.layers import LayersFigure, aligned, layers_of
 from smallnets.report.page import Page
+from smallnets.report.rows import can_parquet, write_rows
+from smallnets.results import frame
 from smallnets.surgery.names import make
 
 
@@ -47,6 +52,8 @@ def test_everything_of_a_study(tickets: Path, tmp_path: Path, capsys: pytest.Cap
     assert "| ticket | 3 | 60.00 ± 0.00 |" in said.out and "hypothesis (at 20 % of the weights or less) is" in said.out
     assert said.err.count("left out:") == 2 and "x-seed1-00000001 has not ended" in said.err
     expected = {"table.md", "table.csv", "table.tex", "verdict.md", "verdict.csv", "checklist.md", "checklist.csv"}
+    expected |= {"rows.csv", "rounds.md", "rounds.csv", "rounds-layers.csv"}
+    expected |= {"rows.parquet"} if can_parquet() else set()
     figures = [f"{name}.{kind}" for name in ("lottery", "pareto-parameters", "pareto-macs", "pareto-bytes")
                for kind in ("csv", "png", "svg", "html")]  # fmt: skip
     assert {path.name for path in out.iterdir()} == {*expected, *figures, "index.html"}
@@ -64,6 +71,24 @@ def test_everything_of_a_study(tickets: Path, tmp_path: Path, capsys: pytest.Cap
         assert json.loads(text)["width"] == "container"
 
 
+def test_the_first_metric_of_the_study_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The value that a document states is of that metric; a figure that no run has gives way to the next."""
+    metrics = ["test_accuracy", "val_accuracy"]
+    folder = study(tmp_path / "s", {"a": {}}, [0], metrics=metrics, stated={"a": {"test_accuracy": 0.95}})
+    in_study(folder, "a", 0, 0.8)
+    assert main(["report", str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert "val_accuracy (%)" in capsys.readouterr().out
+    in_study(folder, "a", 0, 0.8, test_accuracy=0.9)
+    assert main(["report", str(folder), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "test_accuracy (%)" in said and "| 95.00 | -5.00 |" in said
+    table = pd.read_csv(tmp_path / "out" / "table.csv")
+    assert (table["mean"][0], table["stated"][0]) == (0.9, 0.95)
+    assert '<td class="figure">-5.00</td>' in (tmp_path / "out" / "index.html").read_text()
+    assert main(["report", str(folder), "--metric", "val_accuracy", "--out", str(tmp_path / "out")]) == 0
+    assert "val_accuracy (%)" in capsys.readouterr().out
+
+
 def test_a_page_without_charts_has_no_script() -> None:
     page = Page("a & b")
     page.table([["cell", "n"], ["x", "1"]])
@@ -71,6 +96,38 @@ def test_a_page_without_charts_has_no_script() -> None:
     text = page.html()
     assert "<script" not in text and "<title>a &amp; b</title>" in text and 'name="viewport"' in text
     assert '<td class="figure">1</td>' in text and '<p class="finding">found</p>' in text
+
+
+def test_one_line_a_run(tickets: Path, tmp_path: Path) -> None:
+    """As `smallnets.results.frame` gives it, failed and interrupted runs with it; of several folders one file."""
+    out = tmp_path / "out"
+    out.mkdir()
+    assert write_rows(collect([tickets]), out)[0] == out / "rows.csv"
+    read = pd.read_csv(out / "rows.csv")
+    assert read.equals(pd.read_csv(io.StringIO(frame(tickets).to_csv(index=False)))) and len(read) == 6
+    assert list(read.columns[:3]) == ["cell", "seed", "status"] and "interrupted" in set(read["status"])
+    put(tmp_path / "more", row("more", "run-1", 7, 0.5))
+    write_rows(collect([tickets, tmp_path / "more"]), out)
+    read = pd.read_csv(out / "rows.csv")
+    assert len(read) == 7 and read["seed"].iloc[-1] == 7
+
+
+def test_rows_as_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One type a column: an axis of numbers and names is one of texts."""
+    folder = study(tmp_path / "s", {"a": {"x": 1}, "b": {"x": "two"}}, [0])
+    for cell, accuracy in (("a", 0.5), ("b", None)):
+        in_study(folder, cell, 0, accuracy)
+    monkeypatch.setattr(rows_module, "find_spec", lambda name: None)
+    assert "smallnets report --parquet needs pyarrow: pip install 'smallnets[parquet]'" in refused(
+        capsys, str(folder), "--parquet"
+    )
+    assert [path.name for path in write_rows(collect([folder]), tmp_path)] == ["rows.csv"]
+    monkeypatch.undo()
+    pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    assert [path.name for path in write_rows(collect([folder]), tmp_path)] == ["rows.csv", "rows.parquet"]
+    read = pd.read_parquet(tmp_path / "rows.parquet")
+    assert read["x"].tolist() == ["1", "two"] and read["val_accuracy"][0] == 0.5
+    assert list(read.columns) == list(frame(folder).columns)
 
 
 def test_one_figure_alone(tickets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,11 @@ import pandas as pd
 import pytest
 
 from smallnets.errors import UserError
+from smallnets.report.crossing import curve
+from smallnets.report.densities import together
+from smallnets.report.lottery import Lottery
+from smallnets.report.lottery_figure import LotteryFigure
+from smallnets.report.sections import verdict_table
 from smallnets.report.stats import difference
 from smallnets.report.verdict import Point, Verdict, judge, verdict
 
@@ -96,6 +101,16 @@ def test_a_ticket_that_was_trained_for_longer_does_not_support() -> None:
     assert verdict([p._replace(epochs=None) for p in points]).finding == "supported"
 
 
+def test_a_control_that_was_trained_for_less_is_seen() -> None:
+    points = plant(ticket={0.1: 0.0}, random_reinit={0.1: 0.1}, snip={0.1: 0.1})
+    shorter = [p._replace(epochs={"random_reinit": 5 + p.seed, "snip": None}.get(p.series, 20)) for p in points]
+    found = verdict(shorter)
+    epochs = {line["series"]: line["epochs"] for line in found.records()}
+    assert epochs == {"dense": 20, "ticket": 20, "random_reinit": 6.5, "snip": None}
+    header, *lines = verdict_table(found)
+    assert [line[header.index("epochs")] for line in lines] == ["20", "20", "6.5", "-"]
+
+
 def test_the_margin_moves_the_line() -> None:
     points = plant(ticket={0.1: 0.01}, random_reinit={0.1: 0.1})
     assert verdict(points).finding == "refuted"
@@ -117,6 +132,27 @@ def test_rows_of_a_data_frame_do_as_well_and_pairs_are_of_seeds() -> None:
     # By seed the deviation is that of the wobble; by place it would be that of the seeds' own 0.01 steps.
     (ticket,) = [each for each in verdict(points).lines if each.series == "ticket"]
     assert ticket.less_dense is not None and ticket.less_dense.sd == pytest.approx(0.001 * (4 / 3) ** 0.5)
+
+
+def test_sparse_densities_are_told_apart_and_those_of_one_round_are_one() -> None:
+    """By their ratio: 0.5^12 and 0.5^13, and two below 0.0001, to four decimals 0.0002 and 0.0001, and 0.0 twice."""
+    sparse = {0.5**12: 0.1, 0.5**13: 0.15, 6e-5: 0.2, 3e-5: 0.3}
+    points = plant(ticket=sparse, random_reinit={0.5**13: 0.4})
+    found = verdict(points)
+    tickets = [each for each in found.lines if each.series == "ticket"]
+    assert [each.density for each in tickets] == list(sparse) and {each.accuracy.n for each in tickets} == {4}
+    (control,) = [each for each in found.lines if each.series == "random_reinit"]
+    assert control.ticket_less is not None and control.ticket_less.mean == pytest.approx(0.25)
+    figure = LotteryFigure([Lottery("one", 50_000, points)]).frame()
+    drawn = figure[(figure["series"] == "ticket") & (figure["n"] == 4) & (figure["density"] < 1)]
+    assert drawn["remaining"].tolist() == list(sparse)
+    # Counts of 5,000 and 5,001 out of 50,000 are one density, their mean.
+    near = [Point("dense", seed, 1.0, 0.9) for seed in (0, 1)]
+    near += [Point("ticket", seed, 0.1 + seed / 50_000, 0.9) for seed in (0, 1)]
+    (ticket,) = verdict(near).lines[1:]
+    assert (ticket.density, ticket.accuracy.n) == (pytest.approx(0.10001), 2)
+    assert len(curve(Lottery("one", 50_000, near), 50_000).points) == 2
+    assert len(set(together([0.1, 0.10001, 0.1002]).values())) == 2
 
 
 def test_what_cannot_be_judged_is_refused() -> None:

@@ -10,12 +10,18 @@ from typing import Any
 import pandas as pd
 
 from smallnets.report.collect import Cell, Results, is_number
-from smallnets.report.tables import NOT_MEASURED, markdown
+from smallnets.report.densities import together
+from smallnets.report.lottery import PRUNERS, records
+from smallnets.report.parents import dense_parent
+from smallnets.report.tables import NOT_MEASURED, interval, is_share, markdown, number
 
 CONVENTION = "MACs of convolutions, linear layers and attention, one image; BatchNorm, activations, biases not counted"
 # Criteria and controls whose masks or channels are drawn; a reinitialised ticket keeps chosen ones.
 _RANDOM = ("random", "random_mask", "random_erk", "shuffled_mask")
-_PRUNERS = ("ChannelPruning", "PruningSchedule", "LotteryTicket", "LotteryControl")
+# Controls that are not pruned; the second is how rows kept in a file may call the first.
+_DENSE = ("dense", "dense_as_long")
+# Operating points that a curve needs.
+ENOUGH = 5
 
 
 @dataclass(frozen=True)
@@ -26,27 +32,35 @@ class Checklist:
     are counted as removed; `macs_ratio` counts the MACs that meet a kept weight. A ratio that a run's account does not
     give is missing.
 
-    `operating_points` is the number of different densities, or sizes, that are there of one network on one data set;
-    `dense_parent` whether it is there unpruned (for a lottery, its round 0); `control` whether a random one is.
+    `operating_points` is the number of different densities, or sizes, that are there of one network on one data set,
+    where five are asked for; `dense_parent` whether it is there unpruned (for a lottery, its round 0), `parent` which
+    network that is, and `difference` the cell's figure less that one's, paired by seed, with its 95 % interval;
+    `control` whether a random one is there.
+
+    Args:
+        results: what `collect` found.
+        metric: a figure of the row, for the differences.
     """
 
     results: Results
+    metric: str = "val_accuracy"
 
     def frame(self) -> pd.DataFrame:
         cells = [cell for cell in self.results.cells if cell.rows]
         found = []
         for cell in cells:
-            for record in _records(cell.rows[0]):
+            for record in records_of(cell.rows[0]):
+                if record.get("control") in _DENSE:
+                    continue
                 found.append(self._line(cell, record, [c for c in cells if _alike(c, cell)]))
         return pd.DataFrame(found)
 
     def _line(self, cell: Cell, record: dict[str, Any], alike: list[Cell]) -> dict[str, Any]:
         row = cell.rows[0]
-        others = [(c, each) for c in alike for each in _records(c.rows[0])]
-        points = {size for _, each in others for size in _sizes(each)}
-        dense = any(not _records(c.rows[0]) for c in alike) or any(
-            each["callback"] == "LotteryTicket" for _, each in others
-        )
+        others = [(c, each) for c in alike for each in records_of(c.rows[0])]
+        points = set(together(size for _, each in others for size in _sizes(each)).values())
+        parent = dense_parent(cell, record, self.results, self.metric)
+        less = parent.less if parent else None
         control = any(_is_random(each) for _, each in others)
         return {
             "cell": cell.name,
@@ -57,14 +71,20 @@ class Checklist:
             **_ratios(row, record),
             "macs_convention": CONVENTION,
             "operating_points": len(points),
-            "dense_parent": dense,
+            "enough_points": len(points) >= ENOUGH,
+            "dense_parent": parent is not None,
+            "parent": parent.name if parent else None,
+            "pairs": less.pairs if less else None,
+            "difference": less.mean if less else None,
+            "difference_low": less.low if less else None,
+            "difference_high": less.high if less else None,
             "control": control,
         }
 
     def shown(self) -> list[list[str]]:
         """A header and a line a cell, as texts."""
         header = ["cell", "pruned", "out of", "removed", "parameters", "bytes", "MACs", "operating points",
-                  "own dense parent", "random control"]  # fmt: skip
+                  "own dense parent", f"{self.metric} less it (95 % CI)", "random control"]  # fmt: skip
         frame = self.frame()
         lines = [header]
         for line in frame.astype(object).where(frame.notna(), None).to_dict("records"):
@@ -73,15 +93,25 @@ class Checklist:
                 [
                     line["cell"],
                     how,
-                    f"{line['net']}: {_count(line['before'])} {line['counted']}",
+                    f"{line['net'] or 'network'}: {_count(line['before'])} {line['counted']}",
                     _count(line["removed"]),
                     *(_times(line[k]) for k in ("parameters_ratio", "bytes_ratio", "macs_ratio")),
-                    str(line["operating_points"]),
-                    "yes" if line["dense_parent"] else "no",
+                    str(line["operating_points"]) + ("" if line["enough_points"] else f" (fewer than {ENOUGH})"),
+                    line["parent"] or "none",
+                    self._less(line),
                     "yes" if line["control"] else "no",
                 ]
             )
         return lines
+
+    def _less(self, line: dict[str, Any]) -> str:
+        empty, percent = NOT_MEASURED if line["parent"] else "-", is_share(self.metric)
+        less = number(line["difference"], percent, empty, signed=True)
+        if line["difference_low"] is not None:
+            return f"{less} ({interval(line['difference_low'], line['difference_high'], percent, empty, signed=True)})"
+        if line["difference"] is None:
+            return less
+        return f"{less} ({'one pair' if line['pairs'] else 'no pairs'})"
 
     def markdown(self) -> str:
         """The table, with the convention of its MACs below; empty if nothing was pruned."""
@@ -89,9 +119,9 @@ class Checklist:
         return f"{markdown(lines)}\nMACs: {CONVENTION}; FLOPs = 2 MACs.\n" if len(lines) > 1 else ""
 
 
-def _records(row: dict[str, Any]) -> list[dict[str, Any]]:
-    pruning = row.get("pruning")
-    return [each for each in pruning if each.get("callback") in _PRUNERS] if isinstance(pruning, list) else []
+def records_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a row says of how its network was pruned; nothing for a dense one."""
+    return records(row, *PRUNERS)
 
 
 def _alike(one: Cell, other: Cell) -> bool:
@@ -109,9 +139,9 @@ def _is_random(record: dict[str, Any]) -> bool:
 def _sizes(record: dict[str, Any]) -> list[float]:
     """The shares of the network, or of its weights with masks, that it was trained at."""
     if record.get("after"):
-        return [round(record["after"]["parameters"] / record["before"]["parameters"], 4)]
+        return [record["after"]["parameters"] / record["before"]["parameters"]]
     rounds = record.get("rounds") or ([record] if "density" in record else [])
-    return [round(each["density"], 4) for each in rounds if each["density"] < 1]
+    return [each["density"] for each in rounds if each["density"] < 1]
 
 
 def _ratios(row: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:

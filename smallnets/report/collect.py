@@ -4,7 +4,7 @@ import difflib
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -39,6 +39,7 @@ class Cell:
         failed: of those that have failed.
         stated: figure -> the value that a document states.
         excluded: why the study left it out; None if it did not.
+        tuned: how many configurations were tried to choose its settings; None where the study does not say.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Cell:
     failed: list[dict[str, Any]] = field(default_factory=list)
     stated: dict[str, float] = field(default_factory=dict)
     excluded: str | None = None
+    tuned: int | None = None
 
     def values(self, metric: str) -> dict[int, float]:
         """Seed -> the figure, where it is known; the mean of a seed's runs if it has several."""
@@ -71,16 +73,28 @@ class Cell:
 
 @dataclass(frozen=True)
 class Results:
-    """What was found: cells in the study's order, and a line for each row that was skipped."""
+    """What was found: cells in the study's order, and a line for each row that was skipped.
+
+    `metrics` are the figures that count by the plans of the studies, the first before all; none for other runs.
+    `folders` are what was read.
+    """
 
     name: str
     cells: list[Cell]
     asks: str | None = None
     problems: list[str] = field(default_factory=list)
+    metrics: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         return [row for cell in self.cells for row in cell.rows]
+
+    @property
+    def metric(self) -> str:
+        """The studies' first figure that some run has, or their first; `val_accuracy` for runs of no study."""
+        known = [name for name in self.metrics if any(is_number(row.get(name)) for row in self.rows)]
+        return [*known, *self.metrics, "val_accuracy"][0]
 
     def cell(self, name: str, option: str = "--baseline") -> Cell:
         """The cell of a name. UserError with the nearest name for an unknown one."""
@@ -114,8 +128,9 @@ def collect(folders: Sequence[str | Path]) -> Results:
     for index, (folder, plan) in enumerate(zip(folders, plans, strict=True)):
         prefix = f"{plan['name']}: " if several and plan else ""
         for planned in plan.get("cells", []):
-            stated = plan.get("stated", {}).get(planned["cell"], {})
-            cells[index, planned["digest"]] = Cell(f"{prefix}{planned['cell']}", planned["axes"], stated=stated)
+            about = {"stated": plan.get("stated", {}).get(planned["cell"], {})}
+            about["tuned"] = plan.get("tuned", {}).get(planned["cell"])
+            cells[index, planned["digest"]] = Cell(f"{prefix}{planned['cell']}", planned["axes"], **about)
         for name, reason in plan.get("excluded", {}).items():
             stated = plan.get("stated", {}).get(name, {})
             cells[index, "excluded", name] = Cell(f"{prefix}{name}", stated=stated, excluded=reason)
@@ -128,7 +143,8 @@ def collect(folders: Sequence[str | Path]) -> Results:
     title = ", ".join(
         plan.get("name") or Path(folder).resolve().name for folder, plan in zip(folders, plans, strict=True)
     )
-    return Results(title, _told_apart(list(cells.values())), asks, problems)
+    metrics = list(dict.fromkeys(metric for plan in plans for metric in plan.get("metrics", [])))
+    return Results(title, _told_apart(list(cells.values())), asks, problems, metrics, list(map(str, folders)))
 
 
 def _add(cells: dict[Any, Cell], index: int, row: dict[str, Any], problems: list[str]) -> None:
@@ -177,7 +193,7 @@ def _told_apart(cells: list[Cell]) -> list[Cell]:
             values = {key.rpartition(".")[2]: str(cell.settings.get(key))[:30] for key in keys[:3] if cell.rows}
             shown = [f"{name}={value}" for name, value in values.items()]
             runs = [str(row["run"]) for row in [*cell.rows, *cell.failed]]
-            cell = Cell(f"{cell.name} ({', '.join(shown or runs[:1])})", cell.axes, cell.rows, cell.failed, cell.stated)
+            cell = replace(cell, name=f"{cell.name} ({', '.join(shown or runs[:1])})")
         found.append(cell)
     return found
 

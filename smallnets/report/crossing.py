@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from smallnets.report.densities import together
 from smallnets.report.lottery import Lottery, crossings, height
 from smallnets.report.stats import summary
 from smallnets.report.verdict import DENSE, TICKET, Point, by_seed
@@ -54,9 +55,10 @@ class Crossing:
 def curve(lottery: Lottery, weights: int) -> Curve:
     """The dense network and the tickets of a lottery, at shares of so many weights."""
     groups: dict[float, list[Point]] = {}
-    for point in lottery.points:
-        if point.series in (DENSE, TICKET):
-            groups.setdefault(1.0 if point.series == DENSE else point.density, []).append(point)
+    own = [point for point in lottery.points if point.series in (DENSE, TICKET)]
+    one = together(point.density for point in own)
+    for point in own:
+        groups.setdefault(1.0 if point.series == DENSE else one[point.density], []).append(point)
     found: list[CurvePoint] = []
     seeds: dict[int, list[tuple[float, float]]] = {}
     for density in sorted(groups):

@@ -40,6 +40,7 @@ def spec(chart: Any) -> dict[str, Any]:
         "axis": {"labelFontSize": 12, "titleFontSize": 12},
         "legend": {"labelFontSize": 12, "labelLimit": 400, "symbolOpacity": 1},
     }
+    look["text"] = {"limit": 260}
     return {**chart.to_dict(), "config": {**look, "view": {"stroke": "#ddd"}, "background": "white"}}
 
 
@@ -63,12 +64,13 @@ def save(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[P
         if isinstance(made, str):
             write_text(path, made)
         else:
-            _write_bytes(path, made)
+            write_bytes(path, made)
         written.append(path)
     return written
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file by rename."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_bytes(data)
     part.replace(path)

@@ -52,6 +52,22 @@ def flags(cell: Cell, baseline: Cell | None, metric: str, limits: Mapping[str, i
     return found
 
 
+def unequal_tuning(cells: Iterable[Cell]) -> dict[str, str]:
+    """Cell -> one sentence, where the cells' settings were not all chosen from as many tried configurations.
+
+    A cell of which the study does not say it is told too, where another's is known.
+    """
+    tried = {cell.name: cell.tuned for cell in cells}
+    known = sorted({n for n in tried.values() if n is not None})
+    if len(set(tried.values())) < 2:
+        return {}
+    least = f"{known[0]} to {known[-1]}" if len(known) > 1 else str(known[0])
+    return {
+        name: f"unequal tuning effort: {'not known how many' if n is None else n} tried (cells: {least})"
+        for name, n in tried.items()
+    }
+
+
 def measured_on(row: Mapping[str, Any], metric: str) -> int | None:
     """How many images an accuracy of a row was measured on; None where it does not say."""
     part = metric.partition("_")[0]

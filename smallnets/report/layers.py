@@ -19,6 +19,7 @@ from smallnets.results.run import RunFolder
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _KINDS = (("conv", "C"), ("norm", "BN"), ("linear", "Linear"))
 _LONG = 900  # points of width
+_TITLES = {"filters": "output filters", "nonzero_parameters": "nonzero parameters"}
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class LayersFigure:
     Args:
         nets: label -> layers (`layers_of`).
         show: `filters`, lines, figure 1 of document 004; or `parameters`, bars, figure 2, with a broken axis where few
-            layers are far larger than the others.
+            layers are far larger than the others; or `nonzero_parameters`, bars too, for networks with masks.
     """
 
     nets: dict[str, list[Layer]]
@@ -168,7 +169,7 @@ class LayersFigure:
     def plot(self) -> Any:
         """The chart; its shading shows the stages. A broken axis is two panels, one above the other."""
         frame = self.frame()
-        low, high = _broken(frame["parameters"].tolist()) if self.show == "parameters" else (None, None)
+        low, high = (None, None) if self.show == "filters" else _broken(frame[self.show].tolist())
         if high is None:
             return self._panel(frame, None, "both").properties(width=_LONG, height=260)
         upper = self._panel(frame, high, "upper").properties(width=_LONG, height=70)
@@ -180,7 +181,7 @@ class LayersFigure:
         look = alt.Axis(labelAngle=-90, labelOverlap=False, labelFontSize=9) if bottom else None
         x = alt.X("label:N", sort=list(dict.fromkeys(frame["label"])), axis=look, title="layer" if bottom else None)
         scale = alt.Scale(domain=list(domain), nice=False) if domain else alt.Undefined
-        title = ("output filters" if self.show == "filters" else "parameters") if bottom else None
+        title = (_TITLES.get(self.show) or self.show) if bottom else None
         y = alt.Y(f"{self.show}:Q", title=title, scale=scale, axis=alt.Axis(format="~s", tickCount=5 if bottom else 2))
         tip: list[Any] = ["net:N", "layer:N", "kind:N", alt.Tooltip(f"{self.show}:Q", format=",")]
         tint = colour("net", names) if top else colour("net", names).legend(None)

@@ -11,6 +11,7 @@ from smallnets.report.collect import Results, is_number
 from smallnets.report.forms import Form, form_of
 from smallnets.report.verdict import DENSE, TICKET, Point
 
+PRUNERS = ("ChannelPruning", "PruningSchedule", "LotteryTicket", "LotteryControl")
 # A row's figures are those of its best epoch, a round's by the same name of its last.
 _OF_A_ROUND = {"val_accuracy": "val_accuracy_best", "val_accuracy_last": "val_accuracy"}
 
@@ -48,25 +49,21 @@ def lotteries(results: Results, metric: str = "val_accuracy") -> tuple[list[Lott
             and rows have. Rounds have no test accuracy: the last one's is the row's.
     """
     found: dict[str, Lottery] = {}
-    homes: dict[tuple[str, str], tuple[str, int]] = {}  # names of a run -> its cell and seed
-    kinds: dict[str, tuple[Any, Any]] = {}
+    homes = Homes(results)
     for cell in results.cells:
         for row in cell.rows:
-            for record in _records(row, "LotteryTicket"):
+            for record in records(row, "LotteryTicket"):
                 if not record.get("rounds"):
                     continue
                 if cell.name not in found:
                     weights, parameters = record["rounds"][0]["total"], row.get("parameters") or 0
                     found[cell.name] = Lottery(cell.name, weights, parameters=parameters, form=form_of(row))
-                lottery = found[cell.name]
-                homes[str(row["name"]), str(row["run"])] = (cell.name, row["seed"])
-                kinds[cell.name] = (row["net"], row["data"])
-                lottery.points.extend(_rounds(row, record, metric))
+                found[cell.name].points.extend(_rounds(row, record, metric))
     problems = []
     for cell in results.cells:
         for row in cell.rows:
-            for record in _records(row, "LotteryControl"):
-                home = _home(row, record, homes, kinds)
+            for record in records(row, "LotteryControl"):
+                home = homes.of(row, record)
                 if home is None:
                     problems.append(f"{row['folder']}: its lottery ({record.get('from_round')}) is not here; left out")
                 else:
@@ -74,9 +71,31 @@ def lotteries(results: Results, metric: str = "val_accuracy") -> tuple[list[Lott
     return list(found.values()), problems
 
 
-def _records(row: dict[str, Any], callback: str) -> list[dict[str, Any]]:
+class Homes:
+    """Which lottery's cell and seed a control belongs to: its `from_round` names a run, else the only one alike."""
+
+    def __init__(self, results: Results) -> None:
+        self._runs: dict[tuple[str, str], tuple[str, int]] = {}  # names of a run -> its cell and seed
+        self._kinds: dict[str, tuple[Any, Any]] = {}
+        for cell in results.cells:
+            for row in cell.rows:
+                if any(record.get("rounds") for record in records(row, "LotteryTicket")):
+                    self._runs[str(row["name"]), str(row["run"])] = (cell.name, row["seed"])
+                    self._kinds[cell.name] = (row["net"], row["data"])
+
+    def of(self, row: dict[str, Any], record: dict[str, Any]) -> tuple[str, int] | None:
+        """(Cell, seed) of the lottery that a control's record in a row belongs to; None where it is not here."""
+        run = Path(str(record.get("from_round"))).parent.parent
+        if (run.parent.name, run.name) in self._runs:
+            return self._runs[run.parent.name, run.name]
+        alike = [name for name, kind in self._kinds.items() if kind == (row["net"], row["data"])]
+        return (alike[0], row["seed"]) if len(alike) == 1 else None
+
+
+def records(row: dict[str, Any], *callbacks: str) -> list[dict[str, Any]]:
+    """What callbacks of these names left in a row."""
     pruning = row.get("pruning")
-    return [each for each in pruning if each.get("callback") == callback] if isinstance(pruning, list) else []
+    return [each for each in pruning if each.get("callback") in callbacks] if isinstance(pruning, list) else []
 
 
 def _rounds(row: dict[str, Any], record: dict[str, Any], metric: str) -> list[Point]:
@@ -90,19 +109,6 @@ def _rounds(row: dict[str, Any], record: dict[str, Any], metric: str) -> list[Po
             series = DENSE if each["round"] == 0 else TICKET
             points.append(Point(series, row["seed"], each["density"], float(value), each.get("epochs")))
     return points
-
-
-def _home(
-    row: dict[str, Any],
-    record: dict[str, Any],
-    homes: dict[tuple[str, str], tuple[str, int]],
-    kinds: dict[str, tuple[Any, Any]],
-) -> tuple[str, int] | None:
-    run = Path(str(record.get("from_round"))).parent.parent
-    if (run.parent.name, run.name) in homes:
-        return homes[run.parent.name, run.name]
-    alike = [name for name, kind in kinds.items() if kind == (row["net"], row["data"])]
-    return (alike[0], row["seed"]) if len(alike) == 1 else None
 
 
 def _controls(row: dict[str, Any], record: dict[str, Any], seed: int, metric: str) -> list[Point]:

@@ -7,6 +7,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
+from smallnets.report.densities import together
 from smallnets.report.figures import colour
 from smallnets.report.lottery import Lottery, crossings, height
 from smallnets.report.stats import summary
@@ -54,8 +55,9 @@ class LotteryFigure:
         lines: list[dict[str, Any]] = []
         for lottery in self.lotteries:
             groups: dict[tuple[str, float], list[Point]] = {}
+            one = together(point.density for point in lottery.points)
             for point in lottery.points:
-                density = 1.0 if point.series == DENSE else round(point.density, 4)
+                density = 1.0 if point.series == DENSE else one[point.density]
                 groups.setdefault((point.series, density), []).append(point)
             # The round of the dense network is where the tickets' line begins.
             for (series, density), points in sorted(groups.items(), key=lambda item: (item[0][0], -item[0][1])):

@@ -17,15 +17,17 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; marg
   padding: 1rem; box-sizing: border-box; }
 h1 { font-size: 1.6rem; line-height: 1.2; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin-top: 2rem; border-bottom: 1px solid #ccc; }
+p { overflow-wrap: anywhere; }
 .asks { font-size: 1.1rem; }
 .finding { background: #eef4fa; border-left: 4px solid #0072B2; padding: .6rem 1rem; }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-th { background: #f4f4f4; }
+th { background: #f4f4f4; max-width: 16rem; overflow-wrap: break-word; }
 td.figure { text-align: right; white-space: nowrap; }
 td:first-child { position: sticky; left: 0; background: #fff; min-width: 5rem; }
 td.long { min-width: 16rem; }
+.scroll { overflow-x: auto; }
 .chart { width: 100%; overflow-x: auto; }
 .chart > svg { max-width: 100%; height: auto; }
 ul.skipped { font-size: .9rem; overflow-wrap: anywhere; }
@@ -34,14 +36,20 @@ ul.skipped { font-size: .9rem; overflow-wrap: anywhere; }
   table { font-size: .8rem; }
   th, td { padding: .25rem .4rem; }
   td:first-child { max-width: 9rem; overflow-wrap: break-word; }
+  th { max-width: 9rem; }
+  .chart.wide { min-width: 48rem; }
 }
 """
 
 _DRAW = """
 for (const chart of document.querySelectorAll('.chart[data-spec]')) {
   const spec = JSON.parse(document.getElementById(chart.dataset.spec).textContent);
-  // On a narrow screen names beside a chart would leave no room for it.
-  if (window.innerWidth < 640) spec.config.legend = {...spec.config.legend, orient: 'bottom', columns: 1};
+  // On a narrow screen names beside a chart, or long ones in it, would leave no room for it.
+  if (window.innerWidth < 640) {
+    const room = chart.clientWidth - 110;
+    spec.config.legend = {...spec.config.legend, orient: 'bottom', columns: 1, labelLimit: room};
+    spec.config.text = {limit: room / 2};
+  }
   vegaEmbed(chart, spec, {actions: {export: true, source: false, compiled: false, editor: false}, renderer: 'svg'});
 }
 """
@@ -82,11 +90,15 @@ class Page:
         items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
         self._parts.append(f'<ul class="skipped">{items}</ul>')
 
-    def chart(self, chart: Any) -> None:
-        """An Altair chart, interactive, as wide as the page; one of several panels as a picture."""
-        made = spec(chart)
+    def chart(self, chart: Any, wide: bool = False) -> None:
+        """An Altair chart, interactive, as wide as the page; one of several panels as a picture.
+
+        A `wide` one, with a name at each of many places, is scrolled on a narrow screen instead of being squeezed.
+        """
+        made, kind = spec(chart), "chart wide" if wide else "chart"
         if "vconcat" in made or "hconcat" in made:
-            self._parts.append(f'<div class="chart">{vl_convert.vegalite_to_svg(made)}</div>')
+            picture = vl_convert.vegalite_to_svg(made)
+            self._parts.append(f'<div class="scroll"><div class="{kind}">{picture}</div></div>')
             return
         made["width"] = "container"
         made["autosize"] = {"type": "fit-x", "contains": "padding"}
@@ -95,7 +107,8 @@ class Page:
         # No name of a cell may end the script element.
         data = json.dumps(made).replace("<", "\\u003c")
         self._parts.append(
-            f'<div class="chart" data-spec="{name}"></div><script type="application/json" id="{name}">{data}</script>'
+            f'<div class="scroll"><div class="{kind}" data-spec="{name}"></div></div>'
+            f'<script type="application/json" id="{name}">{data}</script>'
         )
 
     def html(self) -> str:

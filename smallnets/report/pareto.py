@@ -134,8 +134,16 @@ class ParetoFigure:
                 on_front.mark_line(interpolate="step-after", color="#999", strokeDash=[4, 3]).encode(x=x, y=y),
                 measured.mark_rule().encode(x=x, y=alt.Y("low:Q"), y2="high", color=tint),
                 measured.mark_point(filled=True, size=70, opacity=1).encode(x=x, y=y, color=tint, tooltip=tip),
-                on_front.mark_text(align="left", dx=8, dy=-8, fontSize=11).encode(x=x, y=y, text="name:N"),
             ]
+            # Names stand towards the middle, so that long ones do not take the room of the figure.
+            middle = math.sqrt(frame[self.cost].min() * frame[self.cost].max())
+            names = frame[frame["kind"] == kinds[0]]
+            low = names[self.cost] <= middle
+            sides: list[tuple[Any, Any, int]] = [(names[low], "left", 8), (names[~low], "right", -8)]
+            for own, align, dx in sides:
+                if len(own):
+                    text = alt.Chart(own).mark_text(align=align, dx=dx, dy=-8, fontSize=11)
+                    layers.append(text.encode(x=x, y=y, text="name:N"))
         if len(stated.data):
             hollow = stated.mark_point(filled=False, size=80, strokeWidth=1.5)
             layers.append(hollow.encode(x=x, y=y, color=tint, tooltip=tip[:3]))

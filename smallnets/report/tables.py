@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from smallnets.report.collect import Results
-from smallnets.report.flags import flags
+from smallnets.report.flags import flags, unequal_tuning
 from smallnets.report.stats import difference, holm, summary
 
 NOT_MEASURED = "not measured"
@@ -42,8 +42,10 @@ class ResultTable:
             if base is not None and cell is not base
         }
         p_values = dict(zip(found, holm([d.p if d else None for d in found.values()]), strict=True))
+        tuning = unequal_tuning(cells)
         lines = []
         for cell in cells:
+            told = [*flags(cell, base, self.metric, self.limits), *([tuning[cell.name]] if cell.name in tuning else [])]
             about, less = summary(list(cell.values(self.metric).values())), found.get(cell.name)
             stated = cell.stated.get(self.metric)
             lines.append(
@@ -65,7 +67,7 @@ class ResultTable:
                     "stated": stated,
                     "to_stated": about.mean - stated if about and stated is not None else None,
                     **{name: cell.mean(name) for name in ("parameters", "macs", "bytes")},
-                    "flags": "; ".join(flags(cell, base, self.metric, self.limits)),
+                    "flags": "; ".join(told),
                 }
             )
         return pd.DataFrame(lines)
@@ -166,6 +168,8 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 def latex(lines: Sequence[Sequence[str]]) -> str:
     """A `tabular` of the package booktabs."""
     header, *rest = [[_escaped(text) for text in line] for line in lines]
+    # Behind the end of a line a bracket or a star would be read as its argument.
+    rest = [[f"{{}}{first}" if first[:1] in ("[", "*") else first, *others] for first, *others in rest]
     columns = "".join("r" if figures else "l" for figures in figure_columns(lines))
     body = "\n".join(" & ".join(line) + r" \\" for line in rest)
     return (
@@ -176,7 +180,8 @@ def latex(lines: Sequence[Sequence[str]]) -> str:
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": "$<$", ">": "$>$", "±": r"$\pm$", "|": r"\textbar{}", "\n": " ",
 }  # fmt: skip
 
 

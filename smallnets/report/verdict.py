@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from smallnets.errors import UserError
+from smallnets.report.densities import together
 from smallnets.report.stats import Difference, Summary, difference, summary
 
 DENSE, TICKET, REINITIALISED = "dense", "ticket", "random_reinit"
@@ -35,7 +36,7 @@ class Line:
     """One series at one density: its accuracies, its differences to the dense network, paired by seed, and the rule.
 
     `ticket_less` is what the ticket of that density is above it, paired by seed; None for ticket and dense network, and
-    where no ticket was trained.
+    where no ticket was trained. `epochs` is how long its networks were trained, their mean; None where none says it.
     """
 
     series: str
@@ -44,6 +45,7 @@ class Line:
     less_dense: Difference | None
     judgement: Judgement
     ticket_less: Difference | None = None
+    epochs: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Verdict:
                     "series": line.series,
                     "density": line.density,
                     "n": about.n,
+                    "epochs": line.epochs,
                     "mean": about.mean,
                     "sd": about.sd,
                     "low": about.low,
@@ -136,9 +139,9 @@ def verdict(
         if not 0 < point.density <= 1:
             raise UserError(f"a density lies between 0 and 1, got {point.density} for {point.series}")
     groups: dict[tuple[str, float], list[Point]] = {}
+    one = together(point.density for point in found)
     for point in found:
-        # Counts of one density may differ in the last weight from seed to seed, where shapes do not.
-        groups.setdefault((point.series, 1.0 if point.series == DENSE else round(point.density, 4)), []).append(point)
+        groups.setdefault((point.series, 1.0 if point.series == DENSE else one[point.density]), []).append(point)
     for needed in (DENSE, TICKET):
         if not any(series == needed for series, _ in groups):
             raise UserError(f"a verdict needs points of {needed!r}; there are {sorted({s for s, _ in groups})}")
@@ -151,7 +154,9 @@ def verdict(
         less = None if series == DENSE else difference(values, dense)
         ticket = None if series in (DENSE, TICKET) else difference(by_seed(groups.get((TICKET, density), [])), values)
         judgement: Judgement = "matching" if less is None else judge(less, margin)
-        lines[series, density] = Line(series, density, about, less, judgement, ticket)
+        long = [point.epochs for point in members if point.epochs is not None]
+        epochs = sum(long) / len(long) if long else None
+        lines[series, density] = Line(series, density, about, less, judgement, ticket, epochs)
     matching = [d for (series, d), line in lines.items() if series == TICKET and line.judgement == "matching"]
     finding, reason = _decide(lines, groups, most_density)
     within = f"at {100 * most_density:g} % of the weights or less"

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from smallnets.report.checklist import Checklist
 from smallnets.report.collect import Results
 from smallnets.report.figures import save
@@ -16,7 +14,15 @@ from smallnets.report.lottery_figure import LotteryFigure
 from smallnets.report.page import Page
 from smallnets.report.pareto import COSTS, ParetoFigure, machines
 from smallnets.report.remaining import Family, RemainingFigure, families, remaining_table, sentences
-from smallnets.report.tables import ResultTable, interval, is_share, markdown, number
+from smallnets.report.rows import write_rows
+from smallnets.report.sections import (
+    curves_section,
+    layers_section,
+    rounds_section,
+    stated_section,
+    verdict_section,
+)
+from smallnets.report.tables import ResultTable, is_share, markdown
 from smallnets.report.verdict import DENSE, MARGIN, TICKET, Verdict, verdict
 from smallnets.results.row import write_text
 
@@ -32,6 +38,7 @@ class Asked:
         stated: points of documents, as their CSV file says.
         halving: document 003's axis for lotteries.
         margin: of the verdict.
+        curves: columns of `metrics.csv` to draw by epoch; none for the usual ones.
     """
 
     metric: str = "val_accuracy"
@@ -40,6 +47,7 @@ class Asked:
     stated: Sequence[Mapping[str, Any]] = field(default_factory=list)
     halving: bool = False
     margin: float = MARGIN
+    curves: tuple[str, ...] = ()
 
     def points(self, column: str) -> list[Mapping[str, Any]]:
         """The stated points that have a value in a column."""
@@ -50,7 +58,8 @@ class Asked:
 class Report:
     """What was made: the table, a verdict for each lottery, all files, and what was left out.
 
-    `beside` says of each real network where its curve and those of its other forms cross.
+    `beside` says of each real network where its curve and those of its other forms cross; `stated` is the table of all
+    stated values where some are of other figures than the table's.
     """
 
     table: ResultTable
@@ -58,6 +67,7 @@ class Report:
     files: list[Path]
     problems: list[str]
     beside: list[str] = field(default_factory=list)
+    stated: str = ""
 
     @property
     def page(self) -> Path:
@@ -73,33 +83,50 @@ def write_report(results: Results, out: Path, asked: Asked) -> Report:
     found = [each for each in found if each.points and is_share(asked.metric)]
     verdicts = {each.name: verdict(each.points, asked.margin) for each in found if can_judge(each)}
     page = Page(results.name, results.asks)
-    files = [*_table(table, out, page)]
+    files = [*_table(table, out, page), *write_rows(results, out)]
+    of_all, stated = stated_section(results, asked.metric, out, page)
+    files += of_all
     for name, each in verdicts.items():
-        files += _verdict(name, each, out, page, len(verdicts) > 1)
+        files += verdict_section(name, each, out, page, len(verdicts) > 1)
     if found:
-        figure = LotteryFigure(found, asked.metric, asked.halving, asked.points("remaining"))
+        figure = lottery_figure(found, asked)
         files += save(figure, out / "lottery")
         page.heading("Accuracy against weights remaining")
         page.text("Lines are means over seeds, bands one standard deviation; dashed: the dense network.")
         page.chart(figure.plot())
+    rounds, unread = rounds_section(results, out, page)
+    files += rounds
     said: list[str] = []
     if beside := families(found):
         said = sentences(beside)
         files += _forms(beside, said, asked, out, page)
     if is_share(asked.metric):
         files += _costs(results, asked, out, page)
-    files += _checklist(Checklist(results), out, page)
-    problems = [*results.problems, *unplaced]
+    files += _checklist(Checklist(results, asked.metric), out, page)
+    bars, no_layers = layers_section(results, asked.metric, out, page)
+    files += [*bars, *curves_section(results, asked.curves, out, page)]
+    problems = [*results.problems, *unplaced, *unread, *no_layers]
     if problems:
         page.heading("Left out")
         page.listed(problems)
     write_text(out / "index.html", page.html())
-    return Report(table, verdicts, [*files, out / "index.html"], problems, said)
+    return Report(table, verdicts, [*files, out / "index.html"], problems, said, stated)
 
 
 def can_judge(lottery: Lottery) -> bool:
     """Whether a lottery has both a dense network and a ticket that were measured."""
     return {DENSE, TICKET} <= {point.series for point in lottery.points}
+
+
+def lottery_figure(found: Sequence[Lottery], asked: Asked) -> LotteryFigure:
+    """The lotteries' figure; where a network and its other forms are among them, without stated points and crossings.
+
+    Its axis is the share of the largest lottery's weights, and a document's points are shares of their own real
+    network's: those, and crossings, are drawn by `RemainingFigure`.
+    """
+    alone = not families(found)
+    points = asked.points("remaining") if alone else []
+    return LotteryFigure(found, asked.metric, asked.halving, points, cross=alone)
 
 
 def _table(table: ResultTable, out: Path, page: Page) -> list[Path]:
@@ -120,51 +147,6 @@ def _table(table: ResultTable, out: Path, page: Page) -> list[Path]:
     )
     page.table(table.shown())
     return [stem.with_suffix(kind) for kind in (".md", ".tex", ".csv")]
-
-
-def _verdict(name: str, found: Verdict, out: Path, page: Page, several: bool) -> list[Path]:
-    stem = out / (f"verdict-{_file_name(name)}" if several else "verdict")
-    lines = verdict_table(found)
-    rule = (
-        "Matching: the 95 % interval of the difference to dense, paired by seed, lies above"
-        f" {-100 * found.margin:g} points."
-    )
-    smallest = (
-        "No ticket was matching."
-        if found.smallest_matching is None
-        else f"The smallest matching ticket keeps {100 * found.smallest_matching:.3g} % of the weights."
-    )
-    text = f"# {name}\n\n{found.sentence}\n\n{smallest} {rule}\n\n{markdown(lines)}"
-    write_text(stem.with_suffix(".md"), text)
-    write_text(stem.with_suffix(".csv"), pd.DataFrame(found.records()).to_csv(index=False))
-    page.heading(f"Verdict: {name}" if several else "Verdict")
-    page.text(found.sentence, finding=True)
-    page.text(f"{smallest} {rule}")
-    page.table(lines)
-    return [stem.with_suffix(".md"), stem.with_suffix(".csv")]
-
-
-def verdict_table(found: Verdict) -> list[list[str]]:
-    """A header and a line for each series and density, accuracies in percent."""
-    header = ["density", "series", "n", "mean (%)", "sd", "less dense", "its 95 % CI", "judgement"]
-    lines = [[*header, "ticket less it", "its 95 % CI"]]
-    for line in found.records():
-        dense = line["series"] == DENSE
-        lines.append(
-            [
-                f"{100 * line['density']:.3g} %",
-                line["series"],
-                str(line["n"]),
-                number(line["mean"], True, "-"),
-                number(line["sd"], True, "-"),
-                number(line["difference"], True, "-", signed=True),
-                interval(line["difference_low"], line["difference_high"], True, "-", signed=True),
-                "-" if dense else line["judgement"],
-                number(line["ticket_less"], True, "-", signed=True),
-                interval(line["ticket_less_low"], line["ticket_less_high"], True, "-", signed=True),
-            ]
-        )
-    return lines
 
 
 def _forms(found: Sequence[Family], said: Sequence[str], asked: Asked, out: Path, page: Page) -> list[Path]:
@@ -226,7 +208,3 @@ def _checklist(found: Checklist, out: Path, page: Page) -> list[Path]:
     page.table(found.shown())
     page.text(text.splitlines()[-1])
     return [out / "checklist.md", out / "checklist.csv"]
-
-
-def _file_name(text: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_=.," else "-" for letter in text)

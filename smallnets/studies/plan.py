@@ -87,6 +87,7 @@ class Plan:
     source: str
     # Path -> what it says: the configs that the command lines name.
     copies: dict[Path, str] = field(default_factory=dict, compare=False, repr=False)
+    tuned: dict[str, int] = field(default_factory=dict)
 
     def runs(self) -> Iterator[Run]:
         """All runs, the first seed of every cell before the second of any; each behind those that it needs."""
@@ -204,6 +205,7 @@ def make_plan(study: Study, root: Path, resolver: Resolver) -> Plan:
         raise UserError(f"study {study.file}: it or a config of it was changed while it was read; start again")
     what: dict[str, Any] = {"name": study.name, "asks": study.asks, "seeds": study.seeds, "metrics": study.metrics}
     rest: dict[str, Any] = {"stated": study.stated, "test": study.test, "source": source, "excluded": excluded}
+    rest["tuned"] = study.tuned
     return Plan(folder=folder, root=root, cells=cells, copies=copies, **what, **rest)
 
 

@@ -11,7 +11,10 @@ from smallnets.studies.cells import Cell, check_options, make_cells
 from smallnets.studies.needs import check_needs
 from smallnets.studies.spec_file import LIMITS, as_list, mapping, only, quick_part, read_spec
 
-KEYS = ("name", "asks", "base", "set", "axes", "zip", "cells", "seeds", "metrics", "stated", "budget", "test", "quick")
+KEYS = (
+    "name", "asks", "base", "set", "axes", "zip", "cells", "seeds", "metrics", "stated", "budget", "test", "tuned",
+    "quick",
+)  # fmt: skip
 QUICK_KEYS = ("base", "set", "axes", "zip", "cells", "seeds", "budget", "test", "keep")
 
 
@@ -25,7 +28,8 @@ class Study:
     that count, the first before all; `stated: {cell: {metric: value}}`, what a document says; `budget`, limits that a
     cell's network must keep, or the cell is left out; `test: false` to leave the test set unread; `quick`, what
     `--quick` puts in the place of these: its `set` overrides every cell's options, its `keep` is the number of cells
-    that stay, or their names.
+    that stay, or their names. `tuned` says how many configurations were tried to choose the settings: a number for all
+    cells, or `{cell: number}`.
     """
 
     file: Path
@@ -38,6 +42,7 @@ class Study:
     stated: dict[str, dict[str, float]] = field(default_factory=dict)
     budget: dict[str, Any] = field(default_factory=dict)
     test: bool = True
+    tuned: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, file: str | Path, quick: bool = False) -> "Study":
@@ -78,11 +83,12 @@ class Study:
             raise UserError(f"metrics: a list of a row's figures is expected, got {metrics!r}")
         budget = mapping(spec, "budget")
         only(budget, LIMITS, "budget")
+        tuned = _tuned(spec.get("tuned"), cells, quick)
         base = [_file(path, name) for name in as_list(spec.get("base"))]
         for_each = [replace(c, options=_with_files(path, c.options)) for c in cells]
         return cls(
             path, name, " ".join(asks.split()), base, for_each, _seeds(spec.get("seeds", 1)), metrics, stated,
-            budget, test,
+            budget, test, tuned,
         )  # fmt: skip
 
     def configs(self) -> list[Path]:
@@ -121,6 +127,17 @@ def _kept(cells: list[Cell], keep: Any) -> list[Cell]:
     for name in as_list(keep):
         _known(name, cells, "quick: keep")
     return [cell for cell in cells if cell.name in as_list(keep)]
+
+
+def _tuned(value: Any, cells: list[Cell], quick: bool) -> dict[str, int]:
+    """Cell -> how many configurations were tried for it; empty where the study does not say."""
+    for_all = {} if value is None else dict.fromkeys([cell.name for cell in cells], value)
+    found = {str(k): v for k, v in value.items()} if isinstance(value, dict) else for_all
+    if wrong := [v for v in found.values() if type(v) is not int or v < 1]:
+        raise UserError(f"tuned: how many configurations were tried, 1 or more, is expected, got {wrong[0]!r}")
+    for name in () if quick else found:  # which may have other cells
+        _known(name, cells, "tuned")
+    return found
 
 
 def _check_stated(stated: dict[str, Any], cells: list[Cell], quick: bool) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from smallnets.report.write import Asked
 
 FIGURES = {
+    "curves": "--curve by epoch, a line a cell with its band over seeds",
     "layers": "filters and parameters of each layer, of checkpoints instead of folders (PATH or NAME=PATH)",
     "pareto": "accuracy against --cost",
     "lottery": "accuracy against weights remaining",
@@ -26,16 +27,16 @@ COSTS = (*LIMITED, "latency_ms")
 def _parser() -> Parser:
     parser = Parser(
         prog="smallnets report",
-        description="Puts the rows of runs together by cell and writes table.md, table.csv, table.tex, figures (PNG, "
-        "SVG, HTML, with their numbers as CSV), for lotteries a verdict, for pruned networks a checklist, and "
-        "index.html.",
+        description="Puts the rows of runs together by cell and writes table.md, table.csv, table.tex, rows.csv with a "
+        "line a run, figures (PNG, SVG, HTML, with their numbers as CSV), for lotteries a verdict, for pruned networks "
+        "a checklist, and index.html.",
         epilog="figures: " + "; ".join(f"{name}: {text}" for name, text in FIGURES.items()),
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="folders of runs or studies (lightning_logs/NAME)")
     parser.add_argument("--figure", metavar="NAME", help=f"this figure alone: {', '.join(FIGURES)}")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report/<folder's name>)")
     parser.add_argument(
-        "--metric", default="val_accuracy", metavar="NAME", help="a figure of the row (default: val_accuracy)"
+        "--metric", metavar="NAME", help="a figure of the row (default: the study's first metric, else val_accuracy)"
     )
     parser.add_argument("--baseline", metavar="CELL", help="compare with this cell (default: the first; none: no cell)")
     parser.add_argument(
@@ -49,7 +50,14 @@ def _parser() -> Parser:
         " or bytes; or series, accuracy and remaining; accuracies as shares of 1",
     )  # fmt: skip
     parser.add_argument(
+        "--curve", action="append", default=[], metavar="NAME", help="a column of metrics.csv to draw by epoch; may be "
+        "given several times (default: val/accuracy and train/loss)",
+    )  # fmt: skip
+    parser.add_argument(
         "--halving", action="store_true", help="lottery: a reversed axis of halvings, as document 003's"
+    )
+    parser.add_argument(
+        "--parquet", action="store_true", help="end unless rows.parquet can be written (it is where pyarrow is there)"
     )
     parser.add_argument(
         "--margin", type=float, default=0.5, metavar="POINTS", help="verdict: a loss that does not count (default: 0.5)"
@@ -73,6 +81,10 @@ def run(argv: Sequence[str]) -> int:
         import vl_convert  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(f"smallnets report needs {error.name}: pip install 'smallnets[report]'") from error
+    from smallnets.report.rows import can_parquet
+
+    if options.parquet and not can_parquet():
+        raise UserError("smallnets report --parquet needs pyarrow: pip install 'smallnets[parquet]'")
     try:
         return _layers(options) if options.figure == "layers" else _rows(options)
     except BrokenPipeError:
@@ -105,16 +117,22 @@ def _layers(options: argparse.Namespace) -> int:
 
 def _rows(options: argparse.Namespace) -> int:
     from smallnets.report.collect import collect
+    from smallnets.report.curves import curve_figure
 
     results = collect(options.paths)
+    options.metric = options.metric or results.metric
     results.check_metric(options.metric)
     out = options.out or Path("report") / (results.name if len(options.paths) == 1 else "several")
+    for each in options.curve:
+        curve_figure(results, each)  # that there is such a curve
     problems: list[str] = []
     if options.figure is None:
         from smallnets.report.write import write_report
 
         report = write_report(results, out, _asked(options, results))
         print(report.table.markdown())
+        if report.stated:
+            print(report.stated)
         for name, found in report.verdicts.items():
             print(f"{name}: {found.sentence}\n")
         for sentence in report.beside:
@@ -122,23 +140,35 @@ def _rows(options: argparse.Namespace) -> int:
         print(f"{len(report.files)} files in {out}; open {report.page}")
         problems = report.problems
     else:
-        figure, problems = _figure(options, results)
         from smallnets.report.figures import save
 
-        for path in save(figure, out / (f"pareto-{options.cost}" if options.figure == "pareto" else options.figure)):
-            print(path)
+        figures, problems = _figures(options, results)
+        for name, figure in figures.items():
+            for path in save(figure, out / name):
+                print(path)
         problems = [*results.problems, *problems]
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     return 0
 
 
+def _figures(options: argparse.Namespace, results: "Results") -> tuple[dict[str, Any], list[str]]:
+    """Name of the file -> figure, of those that were asked for; and what was left out."""
+    if options.figure == "curves":
+        from smallnets.report.curves import SHOWN, curve_figure
+        from smallnets.report.sections import curve_name
+
+        return {curve_name(each): curve_figure(results, each) for each in options.curve or SHOWN}, []
+    figure, problems = _figure(options, results)
+    return {f"pareto-{options.cost}" if options.figure == "pareto" else options.figure: figure}, problems
+
+
 def _figure(options: argparse.Namespace, results: "Results") -> tuple[Any, list[str]]:
     from smallnets.report.lottery import lotteries
-    from smallnets.report.lottery_figure import LotteryFigure
     from smallnets.report.pareto import ParetoFigure
     from smallnets.report.remaining import RemainingFigure, families
     from smallnets.report.tables import is_share
+    from smallnets.report.write import lottery_figure
 
     if not is_share(options.metric):
         raise UserError(f"--figure {options.figure}: --metric must be an accuracy, got {options.metric}")
@@ -158,18 +188,21 @@ def _figure(options: argparse.Namespace, results: "Results") -> tuple[Any, list[
         if not beside:
             raise UserError("--figure remaining: no real network with another form of it, quaternion or narrow, here")
         return RemainingFigure(beside, asked.metric, asked.points("remaining")), problems
-    return LotteryFigure(found, asked.metric, asked.halving, asked.points("remaining")), problems
+    if asked.points("remaining") and families(found):
+        problems = [*problems, "stated points: they are shares of a real network's weights, as --figure remaining is"]
+    return lottery_figure(found, asked), problems
 
 
 def _asked(options: argparse.Namespace, results: "Results") -> "Asked":
+    from smallnets.report.stated import read_points
     from smallnets.report.write import Asked
 
     baseline = None if options.baseline == "none" else options.baseline or _first(results)
     if baseline is not None:
         results.cell(baseline)
     return Asked(
-        options.metric, baseline, _limits(options.budget), _stated(options.stated), options.halving,
-        options.margin / 100,
+        options.metric, baseline, _limits(options.budget), read_points(options.stated), options.halving,
+        options.margin / 100, tuple(options.curve),
     )  # fmt: skip
 
 
@@ -189,32 +222,3 @@ def _limits(given: Sequence[str]) -> dict[str, int]:
             raise UserError(f"smallnets report: --budget: NAME=N is expected, got {text!r}; {nearest(name, LIMITED)}")
         limits[name] = value
     return Budget(**limits).limits() if limits else {}
-
-
-def _stated(path: Path | None) -> list[dict[str, Any]]:
-    """The points of a CSV file; numbers as numbers, empty fields as None."""
-    if path is None:
-        return []
-    import csv
-
-    if not path.is_file():
-        raise UserError(f"smallnets report: --stated: no file {path}")
-    points: list[dict[str, Any]] = []
-    with path.open(newline="") as file:
-        for line in csv.DictReader(file):
-            point: dict[str, Any] = {}
-            for key, text in line.items():
-                if key in ("name", "series"):
-                    point[key] = text
-                else:
-                    try:
-                        point[key] = float(text) if text else None
-                    except ValueError as error:
-                        raise UserError(f"--stated {path}: {key}: a number is expected, got {text!r}") from error
-            name = "series" if point.get("remaining") is not None else "name"
-            if point.get("accuracy") is None or not point.get(name):
-                raise UserError(f"--stated {path}: each line needs {name} and accuracy, got {line}")
-            if not 0 <= point["accuracy"] <= 1:
-                raise UserError(f"--stated {path}: an accuracy is a share of 1, got {point['accuracy']}")
-            points.append(point)
-    return points
