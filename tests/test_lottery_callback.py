@@ -105,7 +105,7 @@ def fitted(
     fast=False,
     make=schedule,
     interval="step",
-    **more_options,
+    **options,
 ):
     """One fit from Python, as a user's script would do it; gives module and trainer."""
     L.seed_everything(7, verbose=False)
@@ -224,7 +224,7 @@ def test_counts_follow_the_recursion_and_the_record_tells_every_round(net, tmp_p
 
 @pytest.mark.parametrize("rewind", ["weights", "rate", "none"])
 def test_rounds_from_a_stored_dense_training_are_those_of_a_lottery_that_trained_it(net, tmp_path, rewind):
-    """Bit for bit, weights, averages and masks, whatever the first lottery rewound; also from another initial network."""
+    """Bit for bit, weights, averages and masks; whatever the first one rewound, and from another initial network."""
 
     def rounds(folder, net, how, epochs, **more):
         lottery = LotteryTicket(ROUNDS, EPOCHS, fraction=0.3, rewind_to="7it", rewind=how, **more)
