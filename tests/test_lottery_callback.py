@@ -105,6 +105,7 @@ def fitted(
     fast=False,
     make=schedule,
     interval="step",
+    resume=None,
     **options,
 ):
     """One fit from Python, as a user's script would do it; gives module and trainer."""
@@ -118,7 +119,7 @@ def fitted(
         num_sanity_val_steps=0, use_distributed_sampler=False, callbacks=[callback, *more, best],
         **options,
     )  # fmt: skip
-    trainer.fit(module, digits(net.in_channels))
+    trainer.fit(module, digits(net.in_channels), ckpt_path=resume, weights_only=resume and True)
     return module, trainer
 
 
@@ -480,6 +481,13 @@ def test_a_wrong_plan_is_refused_before_the_first_step(here, tiny, capsys, optio
     assert says in error
     assert len(error.strip().splitlines()) <= 3
     assert not list(here.rglob("*.ckpt"))
+
+
+def test_a_lottery_is_resumed_with_the_steps_that_it_had(net, tmp_path):
+    fitted(net, LotteryTicket(ROUNDS, EPOCHS), tmp_path)
+    path = tmp_path / "rounds/round-1.ckpt"
+    with pytest.raises(UserError, match="an epoch has 4 steps here and 5 in the checkpoint's run"):
+        fitted(copy.deepcopy(net), LotteryTicket(ROUNDS, EPOCHS), tmp_path, resume=path, limit_train_batches=4)
 
 
 def test_a_run_goes_on_with_its_own_plan_only(here, tiny, capsys):

@@ -274,6 +274,37 @@ def test_several_rounds_in_one_fit_are_those_of_a_fit_each(here, lottery, name):
             assert entry["val_accuracy"] == row["val_accuracy_last"] and entry["from_round"].endswith(f"{number}.ckpt")
 
 
+@pytest.mark.parametrize("control", ["random_mask", "narrow"])
+def test_two_processes_hold_the_same_control(here, tiny, own, tmp_path, control):
+    """From a round of a lottery that chose at random: the masks of one process, and equal weights on both ranks."""
+    out = tmp_path / "ranks"
+    out.mkdir()
+    random = "--trainer.callbacks.criterion=random"
+    two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=20")
+    hashes = ("--trainer.callbacks+=own_nets.RankHashes", f"--trainer.callbacks.folder={out}")
+    if control == "random_mask":
+        done = process(tiny("fit", *RUN, *two, *hashes, *TICKET, random, net="own_nets.Net"))
+        assert done.returncode == 0, done.stderr
+        a, b = (torch.load(out / f"rank{r}.pt")["state"] for r in (0, 1))
+        assert equal(a, b)
+        assert main(tiny("fit", *RUN, *TICKET, random, "--name=alone", net="own_nets.Net")) == 0
+        assert masks_of(here / ROUND) == masks_of(here / ROUND.replace("/ticket/", "/alone/")), "drawn, not found"
+    else:
+        assert main(tiny("fit", *RUN, *TICKET, net="own_nets.Net")) == 0
+    options = ("--trainer.callbacks+=LotteryControl", f"--trainer.callbacks.from_round={here / ROUND}")
+    last = (f"--trainer.callbacks.control={control}", f"--trainer.max_epochs={2 if control == 'random_mask' else 3}")
+    done = process(tiny("fit", *RUN, *two, *hashes, *options, *last, "--name=two", net="own_nets.Net"))
+    assert done.returncode == 0, done.stderr
+    a, b = (torch.load(out / f"rank{r}.pt")["state"] for r in (0, 1))
+    assert equal(a, b) and equal(a, smallnets.load(folder(here, "two") / "checkpoints/last.ckpt").state_dict())
+    if control == "random_mask":
+        masks = masks_of(folder(here, "two") / "checkpoints/last.ckpt")
+        assert [layer.kept for layer in masks.layers] == [layer.kept for layer in masks_of(here / ROUND).layers]
+        assert all(not a[name][~mask].any() for name, mask in masks.items())
+    else:
+        assert a["body.0.weight"].shape[0] < 8
+
+
 def test_the_dense_control_is_recorded(here, lottery):
     assert main(lottery("dense", 7)) == 0
     (record,) = read_row(folder(here, "dense"))["pruning"]
