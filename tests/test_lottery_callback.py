@@ -483,10 +483,11 @@ def test_a_wrong_plan_is_refused_before_the_first_step(here, tiny, capsys, optio
     assert not list(here.rglob("*.ckpt"))
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_a_lottery_is_resumed_with_the_steps_that_it_had(net, tmp_path):
     fitted(net, LotteryTicket(ROUNDS, EPOCHS), tmp_path)
     path = tmp_path / "rounds/round-1.ckpt"
-    with pytest.raises(UserError, match="an epoch has 4 steps here and 5 in the checkpoint's run"):
+    with pytest.raises(UserError, match="an epoch has 4 steps here and 5 in the checkpoint's lottery"):
         fitted(copy.deepcopy(net), LotteryTicket(ROUNDS, EPOCHS), tmp_path, resume=path, limit_train_batches=4)
 
 
