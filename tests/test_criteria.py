@@ -23,6 +23,7 @@ from smallnets.pruning.criteria import (
 )
 from smallnets.pruning.masks import Masks
 from smallnets.pruning.select import select
+from smallnets.surgery import to_quaternion
 
 LOSS = nn.functional.cross_entropy
 NETS = {
@@ -33,6 +34,7 @@ NETS = {
     "ViT": lambda: models.ViT(dim=16, depth=2, heads=2, mlp_dim=8, head_widths=(8,), image_size=8),
     "LeNet": lambda: models.LeNet(hidden_widths=[20, 10], image_size=8, in_channels=3),
     "ConvNet": lambda: models.ConvNet(channels=[8], head_widths=[16], image_size=8),
+    "Quaternion": lambda: to_quaternion(models.ResNet(blocks=[1, 1], channels=[8, 12])),
 }
 # Every criterion as one call that needs nothing but the network.
 CRITERIA = {

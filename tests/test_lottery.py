@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from smallnets.errors import UserError
+from smallnets.models import resnet20
 from smallnets.pruning import Masks
 from smallnets.pruning.lottery import LotteryPlan, restore_, snapshot
+from smallnets.surgery import to_quaternion
 
 
 class Toy(nn.Module):
@@ -80,6 +82,23 @@ def test_layer_rounds_take_their_share_of_each_layer_and_the_head_half():
     assert [layer.kept for layer in half.prune(net, Masks.dense(net), 1).layers] == [5, 3]
 
 
+def test_the_head_is_the_networks_not_the_last_mask():
+    """With the head left out nothing is pruned at half the rate in its place."""
+    net = resnet20()
+    plan = LotteryPlan(rounds=1, epochs=1, fraction=0.2, scope="layer", head_rate_half=True)
+    whole, without = Masks.dense(net), Masks.dense(net, exclude=["head"])
+    assert "head.weight" not in without and list(without)[-1].startswith("stages.2")
+    kept = {layer.name: layer.kept / layer.total for layer in plan.prune(net, without, 1).layers}
+    assert max(kept.values()) <= 0.8
+    assert plan.prune(net, whole, 1)["head.weight"].sum() == 640 - 64
+    with pytest.raises(UserError, match=r"head_rate_half: the network's head \(head.weight\) has no mask"):
+        plan.check(net, without)
+    plan.check(net, whole)
+    turned = to_quaternion(resnet20(num_classes=12))
+    halves = LotteryPlan(rounds=1, epochs=1, fraction=0.5, scope="layer", head_rate_half=True, unit="component")
+    assert halves.prune(turned, Masks.dense(turned), 1)["net.head.weight"].sum() == 192 * 3 // 4
+
+
 @pytest.mark.parametrize(("scope", "kept"), [("global", [[3, 4], [1, 4]]), ("layer", [[5, 2], [4, 1]])])
 def test_densities_are_those_of_the_dense_network(scope, kept):
     # Of 14 weights 7 and 5 (5.04); of 10 and 4 each 5 and 2, then 4 (3.6) and 1 (1.44).
@@ -131,6 +150,7 @@ def test_a_plan_survives_as_plain_data():
         ({"fraction": 1}, "between 0 and 1"),
         ({"fraction": float("nan")}, "between 0 and 1"),
         ({"densities": (0.5, 0.6)}, "densities must fall: 0.6 comes after 0.5"),
+        ({"densities": (0.5, 0.5)}, "densities must fall: 0.5 comes after 0.5"),
         ({"densities": (0.5, 0.0)}, "between 0 and 1"),
         ({"densities": (0.5,)}, "2 numbers"),
         ({"fraction": 0.2, "densities": (0.5, 0.4)}, "exclude each other"),

@@ -12,10 +12,11 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
 import smallnets
-from smallnets.callbacks import LotteryTicket
+from smallnets.callbacks import EMA, Health, LotteryTicket
 from smallnets.callbacks.rounds import LOTTERY_KEY
 from smallnets.cli import main
 from smallnets.data import Digits, chunks
+from smallnets.errors import UserError
 from smallnets.pruning import Masks
 from smallnets.results import read_row
 from smallnets.surgery import to_quaternion
@@ -95,7 +96,18 @@ def plain_tickets(net, k, rounds=ROUNDS, fraction=0.3):
     return tickets
 
 
-def fitted(net, callback, folder, *more, epochs=EPOCHS * (ROUNDS + 1), fast=False, make=schedule, interval="step"):
+def fitted(
+    net,
+    callback,
+    folder,
+    *more,
+    epochs=EPOCHS * (ROUNDS + 1),
+    fast=False,
+    make=schedule,
+    interval="step",
+    resume=None,
+    **options,
+):
     """One fit from Python, as a user's script would do it; gives module and trainer."""
     L.seed_everything(7, verbose=False)
     module = Classifier(net, optimizer, make, interval=interval, fast=fast)
@@ -105,8 +117,9 @@ def fitted(net, callback, folder, *more, epochs=EPOCHS * (ROUNDS + 1), fast=Fals
     trainer = L.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0, use_distributed_sampler=False, callbacks=[callback, *more, best],
+        **options,
     )  # fmt: skip
-    trainer.fit(module, digits(net.in_channels))
+    trainer.fit(module, digits(net.in_channels), ckpt_path=resume, weights_only=resume and True)
     return module, trainer
 
 
@@ -210,6 +223,82 @@ def test_counts_follow_the_recursion_and_the_record_tells_every_round(net, tmp_p
         assert each["checkpoint"] == f"rounds/round-{each['round']}.ckpt"
 
 
+@pytest.mark.parametrize("rewind", ["weights", "rate", "none"])
+def test_rounds_from_a_stored_dense_training_are_those_of_a_lottery_that_trained_it(net, tmp_path, rewind):
+    """Bit for bit, weights, averages and masks; whatever the first one rewound, and from another initial network."""
+
+    def rounds(folder, net, how, epochs, **more):
+        lottery = LotteryTicket(ROUNDS, EPOCHS, fraction=0.3, rewind_to="7it", rewind=how, **more)
+        fitted(net, lottery, folder, EMA(0.5), epochs=epochs)
+        return lottery.record
+
+    dense, other = copy.deepcopy(net), copy.deepcopy(net)
+    with torch.no_grad():
+        other.body[0].weight.add_(1)
+    whole = rounds(tmp_path / "whole", net, rewind, 7)
+    rounds(tmp_path / "weights", dense, "weights", 7)
+    path = tmp_path / "weights/rounds/round-0.ckpt"
+    taken = rounds(tmp_path / "taken", other, rewind, 4, from_round=str(path))
+    for number in (1, 2):
+        one, same = (checkpoint(tmp_path / f"{run}/rounds/round-{number}.ckpt") for run in ("whole", "taken"))
+        for part in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "smallnets"):
+            assert equal(one[part], same[part]), (number, part)
+    assert taken["from_round"] == str(path) and not (tmp_path / "taken/rounds/round-0.ckpt").exists()
+
+    def told(record):
+        return [{k: v for k, v in each.items() if k != "seconds"} for each in record["rounds"]]
+
+    assert told(taken) == told(whole)
+
+
+def test_a_stored_dense_training_of_another_lottery_is_refused(net, tmp_path):
+    fitted(net, LotteryTicket(ROUNDS, EPOCHS, fraction=0.3), tmp_path / "a")
+    path = str(tmp_path / "a/rounds/round-{}.ckpt")
+    for number, epochs, options, says in (
+        (1, 6, {}, "round-1.ckpt is of round 1, and 0 is needed here"),
+        (0, 6, {"rewind_to": "2it"}, "rewinds to step 0, and 2 is needed here"),
+        (0, 8, {"epochs_per_round": 4}, "has epochs_per_round 3, and 4 is needed here"),
+        (0, 9, {}, r"max_epochs must be 6, got 9: 2 rounds of 3"),
+    ):
+        plan = {"rounds": ROUNDS, "epochs_per_round": EPOCHS, **options}
+        with pytest.raises(UserError, match=says):
+            fitted(net, LotteryTicket(**plan, from_round=path.format(number)), tmp_path / "b", epochs=epochs)
+    with pytest.raises(UserError, match=r"round-0.ckpt is of another network than this Net"):
+        fitted(
+            type(net)(10, width=4), LotteryTicket(ROUNDS, EPOCHS, from_round=path.format(0)), tmp_path / "b", epochs=6
+        )
+
+
+def test_average_and_health_begin_a_round_as_they_begin_a_fit(net, tmp_path):
+    """At the first step of round 2 they hold what they held at the first step of the run, but for where they began."""
+    states = []
+
+    class Looks(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, number):
+            if trainer.current_epoch in (0, 2 * EPOCHS) and number == 0:
+                ema, health = (next(c for c in trainer.callbacks if isinstance(c, kind)) for kind in (EMA, Health))
+                average = {k: vars(ema)[k] for k in vars(EMA()) if k not in ("_first_step", "_last_step")}
+                begins = trainer.global_step - ema._first_step, trainer.current_epoch - health._since
+                states.append((copy.deepcopy(average), begins, trainer.global_step))
+
+    fitted(net, LotteryTicket(ROUNDS, EPOCHS), tmp_path, EMA(0.5, start_step=3), Health(), Looks())
+    (first, places, _), (later, again, step) = states
+    assert step == 2 * EPOCHS * STEPS and first["_average"] is None
+    assert later == first and again == places == (0, 0)
+
+
+def test_a_rounds_figures_are_of_its_own_epochs(net, tmp_path):
+    """Validated every second epoch: of 3-epoch rounds, 0 and 2 end with an epoch that was not."""
+    lottery = LotteryTicket(ROUNDS, EPOCHS, fraction=0.3)
+    fitted(net, lottery, tmp_path, check_val_every_n_epoch=2)
+    rounds = lottery.record["rounds"]
+    assert [each["val_accuracy"] is None for each in rounds] == [True, False, True]
+    assert [each["val_loss"] is None for each in rounds] == [True, False, True]
+    assert all(each["val_accuracy_best"] is not None and each["train_loss"] is not None for each in rounds)
+    with pytest.raises(UserError, match=r"check_val_every_n_epoch=4: a round of 3 epochs may have no validation"):
+        fitted(net, LotteryTicket(ROUNDS, EPOCHS), tmp_path / "b", check_val_every_n_epoch=4)
+
+
 @pytest.mark.parametrize("net", ["quaternion"], indirect=True)
 @pytest.mark.parametrize(("unit", "scope"), [("component", "layer"), ("quaternion", "layer"), ("quaternion", "global")])
 def test_a_lottery_of_components_and_of_whole_quaternions(net, tmp_path, unit, scope):
@@ -273,12 +362,16 @@ def assert_same_runs(here, a, b):
 UNIT = "--trainer.callbacks.unit=quaternion"
 
 
-# In the middle of a later epoch; within the part of an epoch that a round begins with; at the end of a round.
+# In the middle of a later epoch; within the part of an epoch that a round begins with; at the end of a round; in the
+# dense training before the rewind point, and with a checkpoint of exactly that point (step 7).
 @pytest.mark.parametrize(
     ("net", "step", "more"),
-    [("own_nets.Net", 29, []), ("own_nets.Net", 26, []), ("own_nets.Net", 24, []), ("quaternion", 26, [UNIT])],
-)
-def test_killed_in_round_2_and_resumed_it_ends_where_the_uninterrupted_run_ends(here, tiny, own, net, step, more):
+    [
+        ("own_nets.Net", 29, []), ("own_nets.Net", 26, []), ("own_nets.Net", 24, []), ("quaternion", 26, [UNIT]),
+        ("own_nets.Net", 4, []), ("own_nets.Net", 8, []),
+    ],
+)  # fmt: skip
+def test_killed_in_a_round_and_resumed_it_ends_where_the_uninterrupted_run_ends(here, tiny, own, net, step, more):
     run = tiny("fit", *LATE, *more, "--checkpoint_every=1", net=net)
     assert main([*run, "--name=whole"]) == 0
     kill = ["--trainer.callbacks+=own_nets.KillAt", f"--trainer.callbacks.step={step}"]
@@ -388,6 +481,14 @@ def test_a_wrong_plan_is_refused_before_the_first_step(here, tiny, capsys, optio
     assert says in error
     assert len(error.strip().splitlines()) <= 3
     assert not list(here.rglob("*.ckpt"))
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_a_lottery_is_resumed_with_the_steps_that_it_had(net, tmp_path):
+    fitted(net, LotteryTicket(ROUNDS, EPOCHS), tmp_path)
+    path = tmp_path / "rounds/round-1.ckpt"
+    with pytest.raises(UserError, match="an epoch has 4 steps here and 5 in the checkpoint's lottery"):
+        fitted(copy.deepcopy(net), LotteryTicket(ROUNDS, EPOCHS), tmp_path, resume=path, limit_train_batches=4)
 
 
 def test_a_run_goes_on_with_its_own_plan_only(here, tiny, capsys):

@@ -12,6 +12,7 @@ from smallnets.callbacks.rounds import LOTTERY_KEY
 from smallnets.cli import main
 from smallnets.errors import UserError
 from smallnets.pruning import Masks
+from smallnets.pruning.connectivity import error_barrier
 from smallnets.pruning.controls import random_erk_masks, random_masks, shuffled_masks
 from smallnets.results import read_row
 
@@ -120,17 +121,19 @@ def test_each_control_trains_as_many_weights_from_its_start(here, lottery, capsy
     assert late < 0.02
     for name in ("random_mask", "shuffled_mask", "one_shot"):
         assert main(lottery(name, 2)) == 0
+    assert main(lottery("one_shot_as_long", 4)) == 0  # two rounds of two epochs
     for name in ("random_reinit", "random_erk", "snip", "grasp", "synflow"):
         assert main(lottery(name, 3)) == 0
     assert main(lottery("dense", 7)) == 0
     chosen = {name: masks_of(folder(here, name) / "checkpoints/last.ckpt") for name in starts if name != "dense"}
+    assert chosen["one_shot_as_long"] == chosen["one_shot"]
     initial = starts["dense"][0]
     for name, masks in chosen.items():
         assert masks.kept == mine.kept, name
         assert (masks == mine) == (name == "random_reinit"), name
         state, rate = starts[name]
-        late_start = name in ("random_mask", "shuffled_mask", "one_shot")
-        assert rate == (late if late_start else 0.02), name
+        late_start = name in ("random_mask", "shuffled_mask", "one_shot", "one_shot_as_long")
+        assert rate == (late if late_start and name != "one_shot_as_long" else 0.02), name
         origin = rewound if late_start else initial
         same = all(
             torch.equal(value, origin[key] * masks[key] if key in masks else origin[key])
@@ -141,6 +144,10 @@ def test_each_control_trains_as_many_weights_from_its_start(here, lottery, capsy
     dense = checkpoint(folder(here, "dense") / "checkpoints/last.ckpt")
     assert dense["smallnets"]["masks"] is None and dense["global_step"] == 35
     assert read_row(folder(here, "snip"))["status"] == "finished"
+    # 4 epochs of 5 steps, but the two that the first of them had before step 7: as the ticket's first round.
+    long = checkpoint(folder(here, "one_shot_as_long") / "checkpoints/last.ckpt")
+    assert long["global_step"] == 4 * 5 - 2
+    assert read_row(folder(here, "one_shot_as_long"))["pruning"][0]["rounds"][0]["epochs"] == 4
 
     trained = smallnets.load(here / ROUND.replace("round-2", "round-0"))
     weights = {key: trained.state_dict()[key].abs() for key in mine}
@@ -153,6 +160,60 @@ def test_each_control_trains_as_many_weights_from_its_start(here, lottery, capsy
     assert not torch.equal(reinit[kept], initial["body.6.weight"][kept])
     assert main(lottery("random_reinit", 3, "--name=other", "--trainer.callbacks.mask_seed=9")) == 0
     assert not torch.equal(starts["random_reinit"][0]["body.6.weight"], reinit)
+
+
+def test_the_dense_network_trained_again_from_its_rewind_point_is_round_0(here, tiny, own):
+    """With the same seeds, bit for bit, where the optimizer has no memory to lose; with another order it is a child."""
+    plain = (*RUN, "--model.optimizer.momentum=0")
+    assert main(tiny("fit", *plain, *TICKET, net="own_nets.Net")) == 0
+    parent = here / ROUND.replace("round-2", "round-0")
+    first = (f"--trainer.callbacks.from_round={parent}", "--trainer.callbacks.control=ticket", "--trainer.max_epochs=2")
+    for name, more in (("same", []), ("order", ["--data.order_seed=9"]), ("augment", ["--data.augment_seed=9"])):
+        command = tiny("fit", *plain, "--trainer.callbacks+=LotteryControl", *first, *more, net="own_nets.Net")
+        assert main([*command, f"--name={name}"]) == 0
+        stored, child = checkpoint(parent), checkpoint(folder(here, name) / "checkpoints/last.ckpt")
+        assert equal(stored["state_dict"], child["state_dict"]) == (name == "same"), name
+        assert equal(stored["lr_schedulers"], child["lr_schedulers"]) and child["smallnets"]["masks"] is None
+        (record,) = read_row(folder(here, name))["pruning"]
+        assert (record["round"], record["density"], record["kept"]) == (0, 1, 392)
+    same, order = (smallnets.load(folder(here, name) / "checkpoints/last.ckpt") for name in ("same", "order"))
+    norm = lambda net: -float(net.body[6].weight.detach().norm())  # noqa: E731
+    assert error_barrier(same, smallnets.load(parent), norm).height == 0
+    assert error_barrier(same, order, norm).height > 0, "two places, and a line"
+
+
+@pytest.mark.parametrize("net", ["lenet_12", "quaternion"])
+def test_the_narrow_network_is_the_widest_with_as_few_parameters(here, tiny, own, capsys, net):
+    """One width more is too much; drawn anew, dense, and loaded; killed and resumed too."""
+    more = ["--model.net.of.init_args.width=32"] if net == "quaternion" else []
+    assert main(tiny("fit", *RUN, *TICKET, *more, net=net)) == 0
+    options = ("--trainer.callbacks+=LotteryControl", f"--trainer.callbacks.from_round={ROUND}")
+    last = ("--trainer.callbacks.control=narrow", "--trainer.max_epochs=3")
+    command = tiny("fit", *RUN, *options, *last, *more, net=net)
+    assert main([*command, "--name=narrow"]) == 0
+    parent, net_ = (smallnets.load(path) for path in (here / ROUND, folder(here, "narrow") / "checkpoints/last.ckpt"))
+    every, masks = sum(p.numel() for p in parent.parameters()), masks_of(here / ROUND)
+    limit, own_count = every - masks.total + masks.kept, sum(p.numel() for p in net_.parameters())
+    (record,) = read_row(folder(here, "narrow"))["pruning"]
+    assert (record["parameters"], record["density"]) == (own_count, masks.density)
+    assert read_row(folder(here, "narrow"))["nonzero_parameters"] <= own_count <= limit
+    if net == "lenet_12":
+        width = net_.head[0].out_features
+        assert own_count == 64 * width + width + 10 * width + 10 <= limit < own_count + 75
+        assert width < 12
+    else:
+        width = net_.net.body[0].out_channels
+        assert own_count == width * 9 + 2 * width + 10 * 4 * width + 10  # 4 components of gray-extended images
+        assert width % 4 == 0 and width < 32 and own_count + 4 * 51 > limit
+    assert checkpoint(folder(here, "narrow") / "checkpoints/last.ckpt")["smallnets"]["masks"] is None
+    kill = ["--trainer.callbacks+=own_nets.KillAt", "--trainer.callbacks.step=7"]
+    assert process([*command, "--name=cut", *kill]).returncode == -9
+    assert main([*command, "--name=cut", "--ckpt_path=last"]) == 0
+    whole, cut = (checkpoint(folder(here, name) / "checkpoints/last.ckpt") for name in ("narrow", "cut"))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        assert equal(whole[part], cut[part]), part
+    assert main([*command, "--name=other", "--trainer.callbacks.mask_seed=9"]) == 0
+    assert not equal(checkpoint(folder(here, "other") / "checkpoints/last.ckpt")["state_dict"], whole["state_dict"])
 
 
 def test_controls_choose_whole_quaternions_where_their_lottery_did(here, tiny, own, capsys):
@@ -213,6 +274,37 @@ def test_several_rounds_in_one_fit_are_those_of_a_fit_each(here, lottery, name):
             assert entry["val_accuracy"] == row["val_accuracy_last"] and entry["from_round"].endswith(f"{number}.ckpt")
 
 
+@pytest.mark.parametrize("control", ["random_mask", "narrow"])
+def test_two_processes_hold_the_same_control(here, tiny, own, tmp_path, control):
+    """From a round of a lottery that chose at random: the masks of one process, and equal weights on both ranks."""
+    out = tmp_path / "ranks"
+    out.mkdir()
+    random = "--trainer.callbacks.criterion=random"
+    two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=20")
+    hashes = ("--trainer.callbacks+=own_nets.RankHashes", f"--trainer.callbacks.folder={out}")
+    if control == "random_mask":
+        done = process(tiny("fit", *RUN, *two, *hashes, *TICKET, random, net="own_nets.Net"))
+        assert done.returncode == 0, done.stderr
+        a, b = (torch.load(out / f"rank{r}.pt")["state"] for r in (0, 1))
+        assert equal(a, b)
+        assert main(tiny("fit", *RUN, *TICKET, random, "--name=alone", net="own_nets.Net")) == 0
+        assert masks_of(here / ROUND) == masks_of(here / ROUND.replace("/ticket/", "/alone/")), "drawn, not found"
+    else:
+        assert main(tiny("fit", *RUN, *TICKET, net="own_nets.Net")) == 0
+    options = ("--trainer.callbacks+=LotteryControl", f"--trainer.callbacks.from_round={here / ROUND}")
+    last = (f"--trainer.callbacks.control={control}", f"--trainer.max_epochs={2 if control == 'random_mask' else 3}")
+    done = process(tiny("fit", *RUN, *two, *hashes, *options, *last, "--name=two", net="own_nets.Net"))
+    assert done.returncode == 0, done.stderr
+    a, b = (torch.load(out / f"rank{r}.pt")["state"] for r in (0, 1))
+    assert equal(a, b) and equal(a, smallnets.load(folder(here, "two") / "checkpoints/last.ckpt").state_dict())
+    if control == "random_mask":
+        masks = masks_of(folder(here, "two") / "checkpoints/last.ckpt")
+        assert [layer.kept for layer in masks.layers] == [layer.kept for layer in masks_of(here / ROUND).layers]
+        assert all(not a[name][~mask].any() for name, mask in masks.items())
+    else:
+        assert a["body.0.weight"].shape[0] < 8
+
+
 def test_the_dense_control_is_recorded(here, lottery):
     assert main(lottery("dense", 7)) == 0
     (record,) = read_row(folder(here, "dense"))["pruning"]
@@ -226,7 +318,11 @@ WRONG = [
     ("dense", 3, [], "max_epochs must be 7 for dense of round 2, got 3"),
     ("ticket", 2, ["--data.batch_size=50"], "an epoch has 4 steps here and 5 in the lottery"),
     ("ticket", 2, ["--model.net.width=4"], "is of another network: body.0.weight"),
-    ("ticket", 2, [f"--trainer.callbacks.from_round={ROUND.replace('-2.ckpt', '-0.ckpt')}"], "take a later round"),
+    ("random_mask", 2, [f"--trainer.callbacks.from_round={ROUND.replace('-2.ckpt', '-0.ckpt')}"],
+     "-0.ckpt is of the dense training, without masks: random_mask takes a later round"),
+    ("one_shot_as_long", 3, [], "max_epochs must be 4 for one_shot_as_long of round 2, got 3"),
+    ("narrow", 3, [f"--trainer.callbacks.from_round={rounds(1, 2)}"], "one checkpoint is expected, got 2"),
+    ("ticket", 2, ["--trainer.check_val_every_n_epoch=3"], "a round of 2 epochs may have no validation"),
     ("snip", 3, [f"--trainer.callbacks.from_round={rounds(1, 2)}"], "be 6 for snip of each of rounds 1, 2, got 3"),
     ("snip", 6, [f"--trainer.callbacks.from_round={rounds(2, 2)}"], "from_round names round 2 twice"),
     ("dense", 7, [f"--trainer.callbacks.from_round={rounds(1, 2)}"], "one checkpoint is expected, got 2"),

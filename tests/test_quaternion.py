@@ -22,7 +22,7 @@ from smallnets.pruning.criteria import magnitude, synflow_scores, taylor
 from smallnets.pruning.lottery import LotteryPlan
 from smallnets.pruning.quaternion import by_unit, choose, join, select_quaternions, split, units
 from smallnets.results import read_row
-from smallnets.surgery import Quaternion, WithGray, remove_stage, to_quaternion
+from smallnets.surgery import Quaternion, WithGray, fold, remove_stage, to_quaternion
 from smallnets.surgery.names import make
 
 # Small ones of each family: network, image side, channels.
@@ -551,3 +551,22 @@ def test_a_run_trains_a_quaternion_network_and_its_checkpoint_is_the_network(her
     assert main(["fit", "--config", config, "--name=again", "--model.channels_last=true"]) == 0
     again = read_row(here / "lightning_logs/again/run-1")
     assert again is not None and again["parameters"] == row["parameters"]
+
+
+def test_a_transposed_network_is_transposed_everywhere_and_comes_back(tmp_path):
+    """Its logits are those of the plain one with conjugated weights; folded and loaded it gives the same."""
+    torch.manual_seed(0)
+    net = to_quaternion(models.ResNet(12, blocks=[1, 1], channels=[8, 16]), transposed=True).eval()
+    torch.manual_seed(0)
+    plain = to_quaternion(models.ResNet(12, blocks=[1, 1], channels=[8, 16])).eval()
+    layers = [m for m in net.modules() if isinstance(m, (QuaternionConv2d, QuaternionLinear))]
+    assert layers and all(layer.transposed for layer in layers)
+    images = torch.rand(2, 3, 16, 16)
+    assert not torch.allclose(net(images), plain(images))
+    with torch.no_grad():
+        for layer in plain.modules():
+            if isinstance(layer, (QuaternionConv2d, QuaternionLinear)):
+                layer.weight[len(layer.weight) // 4 :].neg_()
+    torch.testing.assert_close(net(images), plain(images))
+    torch.testing.assert_close(fold(net)(images), net(images), rtol=1e-4, atol=1e-5)
+    assert torch.equal(smallnets.load(saved(net, tmp_path / "net.ckpt"))(images), net(images))

@@ -2,12 +2,15 @@
 
 import copy
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
 
 import smallnets
 from smallnets import models
+from smallnets.callbacks import ChannelPruning
+from smallnets.data import Digits
 from smallnets.errors import UserError
 from smallnets.layers import QuaternionConv2d, QuaternionLinear
 from smallnets.measure import Budget, count
@@ -18,6 +21,7 @@ from smallnets.pruning.groups import remove, silence
 from smallnets.pruning.quaternion_channels import quaternion_groups, real_twin
 from smallnets.pruning.structured import channel_groups
 from smallnets.surgery import to_quaternion
+from smallnets.training.classifier import Classifier
 
 FAMILIES = {
     "ResNet": (lambda: models.ResNet(blocks=[1, 2], channels=[8, 16]), 16, 3, 5),
@@ -110,3 +114,31 @@ def test_ratios_and_budgets_remove_whole_quaternions_and_the_file_gives_the_netw
     assert all(layer.out_channels % 4 == 0 for layer in net.modules() if isinstance(layer, QuaternionConv2d))
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(smallnets.load(smallnets.save(net, tmp_path / "net.ckpt"))(images), net(images))
+
+
+@pytest.mark.filterwarnings("default::smallnets.callbacks.HealthWarning")
+def test_the_callback_prunes_quaternion_channels_in_rounds_within_a_fit(tmp_path):
+    """16 and 24 channels are 4 and 6 quaternions: a quarter and half of them go; what is left trains and is loaded."""
+    L.seed_everything(7, verbose=False)
+    net = to_quaternion(models.ResNet(blocks=[1, 1], channels=[16, 24]))
+    dense = [m.out_channels for m in net.modules() if isinstance(m, QuaternionConv2d)]
+    pruning = ChannelPruning(ratio=0.5, scope="layer", rounds=2, every="1ep")
+    seen = []
+
+    class Looks(L.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            seen.append([m.out_channels for m in module.net.modules() if isinstance(m, QuaternionConv2d)])
+
+    trainer = L.Trainer(
+        max_epochs=3, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, use_distributed_sampler=False, enable_checkpointing=False, callbacks=[pruning, Looks()],
+    )  # fmt: skip
+    module = Classifier(net, lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9))
+    trainer.fit(module, Digits(image_size=8, train_size=80, batch_size=40))
+    assert set(dense) == {16, 24}
+    assert seen == [
+        [widths[width] for width in dense] for widths in ({16: 16, 24: 24}, {16: 12, 24: 20}, {16: 8, 24: 12})
+    ]
+    assert pruning.record["after"]["parameters"] == count(net, image_size=8).parameters
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(smallnets.load(smallnets.save(net, tmp_path / "x.ckpt"))(images), net.eval()(images))

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smallnets.errors import UserError
@@ -64,6 +65,28 @@ def test_linear_is_the_hamilton_product():
     expected = whole(product(parts(layer.weight, 0), parts(x, -1), lambda w, v: v @ w.T), -1) + layer.bias
     torch.testing.assert_close(layer(x), expected)
     assert sum(p.numel() for p in layer.parameters()) == 12 * 20 // 4 + 20
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_transposed_layers_multiply_by_the_conjugate(grad):
+    """w* x with w* = w_1 - w_i i - w_j j - w_k k, by the same independent multiplication; groups and strides too."""
+    torch.manual_seed(0)
+    linear = QuaternionLinear(12, 20, transposed=True).double()
+    conv = QuaternionConv2d(8, 12, 3, padding=1, stride=2, transposed=True).double()
+    grouped = QuaternionConv2d(16, 8, 3, groups=2, bias=False, transposed=True).double()
+    x, images, many = (torch.randn(size, dtype=torch.double) for size in ((5, 12), (2, 8, 7, 7), (2, 16, 5, 5)))
+
+    def conjugate(layer, dim=0):
+        return {unit: part if unit == "1" else -part for unit, part in parts(layer.weight, dim).items()}
+
+    with torch.set_grad_enabled(grad):
+        expected = whole(product(conjugate(linear), parts(x, -1), lambda w, v: v @ w.T), -1)
+        torch.testing.assert_close(linear(x), expected + linear.bias)
+        plain = lambda w, v: F.conv2d(v, w, stride=2, padding=1)  # noqa: E731
+        expected = whole(product(conjugate(conv), parts(images, 1), plain), 1)
+        torch.testing.assert_close(conv(images), expected + conv.bias.view(1, -1, 1, 1))
+        split = lambda w, v: F.conv2d(v, w, groups=2)  # noqa: E731
+        torch.testing.assert_close(grouped(many), whole(product(conjugate(grouped), parts(many, 1), split), 1))
 
 
 @pytest.mark.parametrize("grad", [True, False])

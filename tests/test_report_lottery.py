@@ -11,7 +11,7 @@ from smallnets.report.collect import collect
 from smallnets.report.figures import save, spec
 from smallnets.report.lottery import Lottery, crossings, height, lotteries
 from smallnets.report.lottery_figure import LotteryFigure
-from smallnets.report.verdict import Point
+from smallnets.report.verdict import Point, verdict
 
 
 def test_rounds_and_controls_become_points(tmp_path: Path) -> None:
@@ -32,6 +32,37 @@ def test_rounds_and_controls_become_points(tmp_path: Path) -> None:
     (last,), _ = lotteries(collect([folder]), "val_accuracy_last")
     # Of the last epochs, by a round's own name for it; the controls' rows have none.
     assert {(p.series, p.accuracy) for p in last.points} == {("dense", 0.89), ("ticket", 0.9), ("ticket", 0.79)}
+
+
+def test_other_rewindings_of_one_dense_training_are_series_of_its_lottery(tmp_path: Path) -> None:
+    """And every control is one of the verdict's lines, beside the ticket of its density."""
+    put(tmp_path / "a", row("a", "run-1", 4, 0.7, pruning=[lottery_record([0.9, 0.8, 0.7])]))
+    start = "logs/a/run-1/checkpoints/round-{}.ckpt"
+    for name, rewind, accuracies in (("rate", "rate", [0.9, 0.85, 0.75]), ("fine", "none", [0.9, 0.6, 0.5])):
+        record = {**lottery_record(accuracies), "from_round": start.format(0)}
+        record["plan"]["rewind"] = rewind
+        put(tmp_path / name, row(name, "run-1", 9, accuracies[-1], pruning=[record]))
+    own = {**lottery_record([0.9, 0.79]), "from_round": start.format(0)}
+    put(tmp_path / "own", row("own", "run-1", 4, 0.79, pruning=[own]))
+    controls = {"narrow": (0.25, 2), "one_shot_as_long": (0.25, 2), "ticket": (1.0, 0)}
+    for name, (density, number) in controls.items():
+        record = control_record(name, density, start.format(number), number)
+        put(tmp_path / name, row(name, "run-1", 4, 0.66, pruning=[record]))
+    (a, other), problems = lotteries(collect([tmp_path]))
+    assert not problems and (a.name, other.name, len(other.points)) == ("a", "own", 2)
+    found = {(p.series, p.density): (p.seed, p.accuracy) for p in a.points}
+    assert found == {
+        ("dense", 1.0): (4, 0.9), ("ticket", 0.5): (4, 0.8), ("ticket", 0.25): (4, 0.7),
+        ("rate_rewinding", 0.5): (4, 0.85), ("rate_rewinding", 0.25): (4, 0.75),
+        ("fine_tuning", 0.5): (4, 0.6), ("fine_tuning", 0.25): (4, 0.5),
+        ("narrow", 0.25): (4, 0.66), ("one_shot_as_long", 0.25): (4, 0.66), ("dense_again", 1.0): (4, 0.66),
+    }  # fmt: skip
+    lines = {(line.series, line.density): line for line in verdict(a.points).lines}
+    assert lines.keys() == found.keys()
+    for series in ("rate_rewinding", "fine_tuning", "narrow", "one_shot_as_long"):
+        line = lines[series, 0.25]
+        assert line.ticket_less is not None and line.less_dense is not None, series
+        assert line.ticket_less.mean == pytest.approx(0.7 - found[series, 0.25][1]), series
 
 
 def test_two_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:

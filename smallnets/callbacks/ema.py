@@ -1,5 +1,6 @@
 """An exponential moving average of the weights, which validation and checkpoints use."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -186,6 +187,11 @@ class EMA(StepCallback):
                 raise UserError(f"a resumed run keeps its EMA: {', '.join(differing)}")
             self._average = _clones(checkpoint["state_dict"])
             pl_module.load_state_dict(checkpoint[_TRAINED])
+
+
+def trained_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state that a checkpoint's run was training: beside the average where there is one, else the only one."""
+    return dict(checkpoint.get(_TRAINED, checkpoint["state_dict"]))
 
 
 def _clones(state: dict[str, Tensor]) -> dict[str, Tensor]:

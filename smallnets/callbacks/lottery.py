@@ -1,6 +1,7 @@
 """`LotteryTicket`: all rounds of a lottery inside one fit."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -14,7 +15,9 @@ from smallnets.callbacks.rounds import (
     checkpoint_folder,
     of_rank_0,
     refuse_what_disturbs_rounds,
+    require_validation,
     start_round,
+    take_over_dense,
 )
 from smallnets.data.seeds import global_seed, mix
 from smallnets.errors import UserError
@@ -50,22 +53,29 @@ class LotteryTicket(StepCallback):
     those of the last round. With EMA masks are chosen by the trained weights, not by their average. At the end of each
     round `checkpoints/round-<r>.ckpt` is written: `smallnets.load` gives its network, `LotteryControl` starts from it.
 
+    With `from_round` the dense training of another lottery is taken over, not trained again: the fit has the `rounds`
+    later ones alone, and `max_epochs` is their sum. With another `rewind` it is that lottery's control: learning-rate
+    rewinding or fine-tuning. Law: with the same settings its rounds are those of the other, bitwise on a CPU.
+
     Args:
         rounds, epochs_per_round, fraction, densities, criterion, scope, head_rate_half, rewind_to, rewind: see
             `LotteryPlan`, where `epochs_per_round` is `epochs`.
         unit, floor: see there too.
         include, exclude: patterns of the layers that get masks; by default all convolutions and linear layers.
         mask_seed: of the random criterion; by default the run's seed.
+        from_round: `checkpoints/round-0.ckpt` of a lottery's run with the same `epochs_per_round` and `rewind_to`.
 
     Attributes:
-        record: plain data: `plan`, and `rounds`, of each round that is over `round`, `kept`, `total`, `density`,
-            `layers` (name -> density), figures of its last epoch (`val_accuracy`, `val_loss`, `train_accuracy`,
-            `train_loss`), `val_accuracy_best`, `epochs`, `seconds` and `checkpoint`.
+        record: plain data: `plan`, `from_round` where there is one, and `rounds`, of each round that is over `round`,
+            `kept`, `total`, `density`, `layers` (name -> density), figures of its last epoch (`val_accuracy`,
+            `val_loss`, where it was validated, `train_accuracy`, `train_loss`), `val_accuracy_best`, `epochs`,
+            `seconds` and `checkpoint`.
 
     Raises:
         UserError: what `LotteryPlan` refuses; and in a fit, before the first step: other `max_epochs`, a rewind point
             after the dense training, a layer that would be emptied, EarlyStopping, PruningSchedule, `max_steps`, a
-            checkpoint that is not of this plan, a network that has masks already.
+            checkpoint that is not of this plan or of other epochs, a network that has masks already, rounds that may
+            pass without a validation.
     """
 
     def __init__(
@@ -84,22 +94,29 @@ class LotteryTicket(StepCallback):
         mask_seed: int | None = None,
         unit: Unit = "weight",
         floor: int = 0,
+        from_round: str | None = None,
     ) -> None:
         self.plan = LotteryPlan(
             rounds, epochs_per_round, fraction, None if densities is None else cast(Any, densities), criterion, scope,
             head_rate_half, rewind_to, rewind, unit, floor,
         )  # fmt: skip
         self.include, self.exclude, self.mask_seed = include, list(exclude), mask_seed
-        self._settings = {"include": include, "exclude": self.exclude, "mask_seed": mask_seed}
+        self.from_round = from_round
+        self._settings = {
+            "include": include, "exclude": self.exclude, "mask_seed": mask_seed,
+            "from_round": None if from_round is None else Path(from_round).name,  # the folder may have moved
+        }  # fmt: skip
         self._forget()
 
     def _forget(self) -> None:
         self.record: dict[str, Any] = {"plan": self.plan.as_plain(), "rounds": []}
+        if self.from_round is not None:
+            self.record["from_round"] = self.from_round
         self._figures = RoundFigures()
         self._weights: Snapshot | None = None  # of the rewind point
         self._standing: dict[str, Any] | None = None  # optimizer and schedule there
         self._final: dict[str, Any] | None = None  # and in the last step of the dense training
-        self._resumed = False
+        self._resumed: int | None = None  # the steps of an epoch in the checkpoint
         self._steps = self._rewind_step = self._round = 0
 
     @property
@@ -121,7 +138,7 @@ class LotteryTicket(StepCallback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module: Any = pl_module
-        if not self._resumed:
+        if self._resumed is None:
             if module.masks is not None:
                 raise UserError("LotteryTicket begins with a dense network, and this one has masks (--model.init_from)")
             self.plan.check(module.net, self._dense(module))
@@ -132,23 +149,41 @@ class LotteryTicket(StepCallback):
             raise UserError("LotteryTicket needs training data of a known length")
         self._steps = int(steps)
         self._rewind_step = self.plan.rewind_step(self._steps)
-        asked, most = self.plan.epochs_in_all(self._steps), cast(Any, trainer).max_epochs
+        each, elsewhere = self.plan.epochs_of_round(self._steps), self._elsewhere
+        asked, most = self.plan.epochs_in_all(self._steps) - elsewhere, cast(Any, trainer).max_epochs
         if most != asked and not cast(Any, trainer).fast_dev_run:
-            each = self.plan.epochs_of_round(self._steps)
+            first = f"{self.plan.epochs} epochs of dense training and " if not elsewhere else ""
             raise UserError(
-                f"--trainer.max_epochs must be {asked}, got {most}: {self.plan.epochs} epochs of dense training and"
-                f" {self.plan.rounds} rounds of {each}"
+                f"--trainer.max_epochs must be {asked}, got {most}: {first}{self.plan.rounds} rounds of {each}"
             )
-        if self._resumed:
-            number, epoch = self.plan.locate(trainer.current_epoch, self._steps)
+        require_validation(trainer, each)
+        if self._resumed is not None:
+            if self._resumed != self._steps:
+                raise UserError(
+                    f"an epoch has {self._steps} steps here and {self._resumed} in the checkpoint's lottery"
+                )
+            number, epoch = self._place(trainer)
             shift_epochs(trainer, pl_module, epoch - trainer.current_epoch)
             if number and self.plan.rewind == "none":
                 keep_constant(trainer)
+        elif self.from_round is not None:
+            stored = take_over_dense(self.from_round, self.plan, self._steps, cast(Any, pl_module).net)
+            self._weights, self._standing, self._final = stored["weights"], stored["standing"], stored["final"]
+            self.record["rounds"] = [each for each in stored["rounds"] if each["round"] == 0]
+
+    @property
+    def _elsewhere(self) -> int:
+        """Epochs of this lottery that another fit has trained."""
+        return self.plan.epochs if self.from_round is not None else 0
+
+    def _place(self, trainer: L.Trainer) -> tuple[int, int]:
+        """(round, epoch of the dense training) of the fit's current epoch."""
+        return self.plan.locate(trainer.current_epoch + self._elsewhere, self._steps)
 
     # -- rounds ------------------------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._round, epoch = self.plan.locate(trainer.current_epoch, self._steps)
+        self._round, epoch = self._place(trainer)
         first = self.plan.epochs - self.plan.epochs_of_round(self._steps)
         if self._round == 0:
             if epoch == 0:
@@ -164,7 +199,7 @@ class LotteryTicket(StepCallback):
         seed = mix(global_seed() if self.mask_seed is None else self.mask_seed, STREAM_MASKS, self._round)
         masks = self.plan.prune(module.net, before, self._round, seed)
         rewound = self._weights if self.plan.rewind == "weights" else snapshot(module.net)
-        masks, rewound = of_rank_0(trainer, masks, rewound)
+        masks, rewound = cast(tuple[Masks, Snapshot], of_rank_0(trainer, masks, rewound))
         constant = self.plan.rewind == "none"
         start_round(
             trainer, module, masks=masks, weights=rewound,
@@ -173,6 +208,8 @@ class LotteryTicket(StepCallback):
         )  # fmt: skip
 
     def after_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, step: int) -> None:
+        if self.from_round is not None:
+            return
         if step == self._rewind_step:
             self._weights = snapshot(pl_module.net)  # type: ignore[arg-type]
         if step == self.plan.epochs * self._steps:
@@ -187,7 +224,7 @@ class LotteryTicket(StepCallback):
         self._figures.validated(trainer)
 
     def _close_round(self, trainer: Any, module: Any) -> None:
-        number, epoch = self.plan.locate(trainer.current_epoch, self._steps)
+        number, epoch = self._place(trainer)
         if epoch != self.plan.epochs - 1:
             return
         masks = module.masks or self._dense(module)
@@ -246,4 +283,4 @@ class LotteryTicket(StepCallback):
         self._round = stored["round"]
         self._figures.load_state_dict(stored["figures"])
         self._weights, self._standing, self._final = stored["weights"], stored["standing"], stored["final"]
-        self._resumed = True
+        self._resumed = stored["steps_per_epoch"]

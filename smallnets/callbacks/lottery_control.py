@@ -1,18 +1,26 @@
 """`LotteryControl`: a fit from a stored round of a lottery: its ticket again, or what it is to be compared with."""
 
-import copy
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import nn
 
+from smallnets.callbacks.channels import image_of
+from smallnets.callbacks.lottery_kinds import (
+    AS_LONG,
+    FROM_REWIND_POINT,
+    OF_ONE_ROUND,
+    WITHOUT_MASKS,
+    Control,
+    chosen_masks,
+    dense_masks,
+    epochs_of,
+)
 from smallnets.callbacks.rounds import (
     LOTTERY_KEY,
     STREAM_MASKS,
@@ -20,41 +28,37 @@ from smallnets.callbacks.rounds import (
     RoundFigures,
     checkpoint_folder,
     of_rank_0,
+    read_round,
     refuse_what_disturbs_rounds,
+    require_validation,
     start_round,
 )
-from smallnets.data.chunks import first_batches
+from smallnets.callbacks.structure import change_on_all_ranks
 from smallnets.data.seeds import global_seed, mix
 from smallnets.errors import UserError
-from smallnets.pruning.controls import random_erk_masks, random_masks, shuffled_masks
-from smallnets.pruning.criteria import Scores, grasp, magnitude, snip, synflow
+from smallnets.pruning.controls import narrow_
 from smallnets.pruning.lottery import LotteryPlan, Snapshot, restore_, snapshot
 from smallnets.pruning.masks import Masks
-from smallnets.pruning.named import check_unit
 from smallnets.pruning.narrow import fresh_like
-from smallnets.pruning.quaternion import by_unit, choose
-from smallnets.pruning.select import select
-from smallnets.results.load import CHECKPOINT_KEY, network_of, read_checkpoint
+from smallnets.results.load import CHECKPOINT_KEY
 from smallnets.training.restart import shift_epochs
 from smallnets.training.steps import steps_per_epoch
-
-Control = Literal[
-    "ticket", "random_mask", "shuffled_mask", "one_shot",  # from the rewind point
-    "random_reinit", "random_erk", "snip", "grasp", "synflow", "dense",  # from a start of their own
-]  # fmt: skip
-_FROM_REWIND_POINT = ("ticket", "random_mask", "shuffled_mask", "one_shot")
 
 
 class LotteryControl(Callback):
     """Trains, in one fit, what a stored round of a `LotteryTicket` is to be compared with, or several rounds in turn.
 
-    All keep exactly as many weights as the round's ticket, in the units of its lottery. From the rewind point, for the
-    epochs of a round, with the lottery's weights, buffers, schedule and epochs:
+    All that have masks keep exactly as many weights as the round's ticket, in the units of its lottery. From the rewind
+    point, for the epochs of a round, with the lottery's weights, buffers, schedule and epochs:
 
-        - `ticket`: the ticket itself (with another `--data.order_seed`: a child for `connectivity.instability`);
+        - `ticket`: the ticket itself; of round 0 the dense network, without masks, which goes on from the rewind point
+          with an empty optimizer, as every ticket does. With another `--data.order_seed` or `--data.augment_seed` it
+          is a child (`connectivity.instability`): two of them tell whether the network is stable to the noise of SGD;
         - `random_mask`: other weights, as many in each layer;
         - `shuffled_mask`: other weights, as many in each output unit;
-        - `one_shot`: pruned at once by the dense training's magnitudes; it reads `round-0.ckpt` beside the round.
+        - `one_shot`: pruned at once by the dense training's magnitudes; it reads `round-0.ckpt` beside the round;
+        - `one_shot_as_long`: the same for as many epochs as the rounds up to this one had together, on the schedule of
+          this fit's own configuration, which is to be stretched accordingly.
 
     From step 0, for `epochs_per_round` epochs (weights without training deserve all of it):
 
@@ -66,6 +70,9 @@ class LotteryControl(Callback):
       These but the first start from this fit's own initial network, which is the lottery's where `--seed_everything`
       and the network are.
 
+    - `narrow`: no masks; the network of the same class with all widths times one factor, the widest that has at most as
+      many parameters as the ticket's network has that are not removed (`pruning.controls.narrow_`), drawn anew by
+      `mask_seed` and trained from step 0 for `epochs_per_round` epochs.
     - `dense`: no masks, from this fit's initial network, trained as long as the lottery was up to this round: all its
       epochs, on the schedule of this fit's own configuration, which is to be stretched accordingly.
 
@@ -78,7 +85,8 @@ class LotteryControl(Callback):
     `--data.augment_seed`) and masks (`mask_seed`) are independent of each other.
 
     Args:
-        from_round: `checkpoints/round-<r>.ckpt` of a lottery's run, or a list of such.
+        from_round: `checkpoints/round-<r>.ckpt` of a lottery's run, or a list of such; one for `dense`, `narrow` and
+            `one_shot_as_long`.
         control: what is trained.
         mask_seed: of random masks and fresh weights; by default the run's seed.
         criterion_batches: training batches, augmented as in training, that `snip` and `grasp` see; under DDP
@@ -86,12 +94,14 @@ class LotteryControl(Callback):
 
     Attributes:
         record: plain data of the round that was begun last: `control`, `from_round`, `round`, `mask_seed`, `kept`,
-            `total`, `density`, `layers` (name -> density); and `rounds`, for each that is over the same without
-            `control` and `mask_seed`, with `epochs` and the figures that `LotteryTicket` keeps of a round.
+            `total`, `density`, `layers` (name -> density), those of `narrow` being the ticket's, beside its own
+            `parameters`; and `rounds`, for each that is over the same without `control` and `mask_seed`, with `epochs`
+            and the figures that `LotteryTicket` keeps of a round.
 
     Raises:
         UserError: a checkpoint that is not of a lottery's round, or of another network, or of round 0 where masks are
-            needed; several that are not of one lottery, or a round twice; `max_epochs` other than named above.
+            needed; several that are not of one lottery, or a round twice; `max_epochs` other than named above; a
+            network that cannot be narrowed; rounds that may pass without a validation.
     """
 
     def __init__(
@@ -106,8 +116,9 @@ class LotteryControl(Callback):
         if criterion_batches < 1:
             raise UserError(f"criterion_batches must be 1 or more, got {criterion_batches}")
         self.from_round = [str(each) for each in ([from_round] if isinstance(from_round, (str, Path)) else from_round)]
-        if not self.from_round or (control == "dense" and len(self.from_round) > 1):
-            asked = "one checkpoint is expected" if control == "dense" else "a checkpoint, or several, is expected"
+        if not self.from_round or (control in OF_ONE_ROUND and len(self.from_round) > 1):
+            alone = control in OF_ONE_ROUND
+            asked = "one checkpoint is expected" if alone else "a checkpoint, or several, is expected"
             raise UserError(f"from_round of {control}: {asked}, got {len(self.from_round)}")
         self.control = control
         self.mask_seed, self.criterion_batches = mask_seed, criterion_batches
@@ -118,7 +129,7 @@ class LotteryControl(Callback):
     @property
     def schedule_epochs(self) -> int | None:
         """Epochs that the learning rate's schedule has to span; None where it is the fit's own length."""
-        return None if self.control == "dense" else self._plan.epochs
+        return None if self.control in AS_LONG else self._plan.epochs
 
     # -- before the first step ---------------------------------------------------------------------------------------
 
@@ -135,24 +146,27 @@ class LotteryControl(Callback):
                 raise UserError(f"{path} is of another lottery than {self.from_round[0]}")
             if numbers.count(stored["round"]) > 1:
                 raise UserError(f"from_round names round {stored['round']} twice")
-        if self.control in _FROM_REWIND_POINT and self._plan.rewind != "weights":
+        if self.control in FROM_REWIND_POINT and self._plan.rewind != "weights":
             raise UserError(
                 f"{self.control} starts from rewound weights, and this lottery has rewind={self._plan.rewind}"
             )
+        if self.control == "narrow":
+            # Before the optimizer is built. A resumed run is narrowed as well: what it then loads has these widths.
+            net, masks, seed = cast(nn.Module, pl_module.net), self._rounds[0]["masks"], mix(self._seed, STREAM_MASKS)
+            image = image_of(trainer)
+            change_on_all_ranks(trainer, net, lambda: narrow_(net, masks, seed, **image))
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(each, RoundEnd) for each in callbacks):
             callbacks.insert(callbacks.index(self) + 1, RoundEnd(self._close_round))
 
     def _read(self, path: str, net: nn.Module) -> dict[str, Any]:
         """What a lottery's round has stored, with its `masks`."""
-        checkpoint = read_checkpoint(path)
-        if LOTTERY_KEY not in checkpoint:
-            raise UserError(f"{path} is not of a lottery: take checkpoints/round-<r>.ckpt of its run")
+        checkpoint = read_round(path)
         stored = checkpoint[CHECKPOINT_KEY]["masks"]
         masks = Masks.from_state_dict(stored) if stored else None
-        if masks is None and self.control != "dense":
-            raise UserError(f"{path} is of the dense training, without masks: take a later round")
-        if masks is not None:
+        if masks is None and self.control not in ("dense", "ticket"):
+            raise UserError(f"{path} is of the dense training, without masks: {self.control} takes a later round")
+        if masks is not None and self.control != "narrow":  # whose network may be narrow from an earlier fit
             try:
                 masks.weights(net)
             except UserError as error:
@@ -165,15 +179,13 @@ class LotteryControl(Callback):
             if steps != (there := stored["steps_per_epoch"]):
                 raise UserError(f"an epoch has {steps} steps here and {there} in the lottery of {path}")
         self._steps, numbers = int(steps), [stored["round"] for stored in self._rounds]
-        if self.control == "dense":
-            self._each = plan.epochs_in_all(self._steps, numbers[0])
-        else:
-            self._each = plan.epochs_of_round(self._steps) if self.control in _FROM_REWIND_POINT else plan.epochs
+        self._each = epochs_of(self.control, plan, numbers[0], self._steps)
+        require_validation(trainer, self._each)
         asked, most = self._each * len(numbers), cast(Any, trainer).max_epochs
         if most != asked and not cast(Any, trainer).fast_dev_run:
             which = f"round {numbers[0]}" if len(numbers) == 1 else f"each of rounds {', '.join(map(str, numbers))}"
             raise UserError(f"--trainer.max_epochs must be {asked} for {self.control} of {which}, got {most}")
-        self._first = plan.epochs - plan.epochs_of_round(self._steps) if self.control in _FROM_REWIND_POINT else 0
+        self._first = plan.epochs - plan.epochs_of_round(self._steps) if self.control in FROM_REWIND_POINT else 0
         place = trainer.current_epoch // self._each
         shift_epochs(trainer, pl_module, self._first - place * self._each)
 
@@ -185,7 +197,9 @@ class LotteryControl(Callback):
             return
         self._figures.begin()
         stored, module = self._rounds[place], cast(Any, pl_module)
-        masks = Masks.dense(module.net) if self.control == "dense" else self._start(trainer, module, place)
+        masks = stored["masks"] if self.control in WITHOUT_MASKS else self._start(trainer, module, place)
+        if masks is None or self.control == "dense":
+            masks = dense_masks(module.net, stored)
         done = self.record.get("rounds", [])
         self.record = {
             "control": self.control,
@@ -198,19 +212,27 @@ class LotteryControl(Callback):
             "layers": {layer.name.removesuffix(".weight"): layer.density for layer in masks.layers},
             "rounds": done,
         }
+        if self.control == "narrow":
+            self.record["parameters"] = sum(each.numel() for each in module.net.parameters() if each.requires_grad)
 
-    def _start(self, trainer: Any, module: Any, place: int) -> Masks:
-        from_point, stored = self.control in _FROM_REWIND_POINT, self._rounds[place]
+    def _start(self, trainer: Any, module: Any, place: int) -> Masks | None:
+        from_point, stored = self.control in FROM_REWIND_POINT, self._rounds[place]
         if not from_point and len(self._rounds) > 1:
             if self._initial is None:
                 self._initial = snapshot(module.net)
             restore_(module.net, self._initial)  # what criteria see, and where a round starts
         weights = stored["weights"] if from_point else self._fresh(module.net)
-        masks, weights = of_rank_0(trainer, self._chosen(trainer, module, place), weights)
+        masks = stored["masks"]
+        if masks is not None:
+            masks = chosen_masks(
+                self.control, self._plan, masks, self.from_round[place], trainer, module.net,
+                mix(self._seed, STREAM_MASKS), self.criterion_batches,
+            )  # fmt: skip
+        masks, weights = of_rank_0(trainer, masks, weights)
         within = self._plan.rewind_step(self._steps) % self._steps if from_point else 0
         start_round(
-            trainer, module, masks=masks.to(module.device), weights=weights,
-            standing=stored["standing"] if from_point else None, epoch=self._first,
+            trainer, module, masks=None if masks is None else masks.to(module.device), weights=weights,
+            standing=stored["standing"] if from_point and self.control not in AS_LONG else None, epoch=self._first,
             batch=within * trainer.accumulate_grad_batches,
         )  # fmt: skip
         return masks
@@ -243,44 +265,6 @@ class LotteryControl(Callback):
         # A stream of its own: with the seed itself the lottery's own initial weights would come again.
         return snapshot(fresh_like(net, mix(self._seed, STREAM_MASKS)))
 
-    def _chosen(self, trainer: Any, module: Any, place: int) -> Masks:
-        masks, seed = cast(Masks, self._rounds[place]["masks"]), mix(self._seed, STREAM_MASKS)
-        dense = Masks({name: torch.ones_like(mask) for name, mask in masks.items()})
-        net: nn.Module = module.net
-
-        def of_units(make: Callable[[Masks], Masks]) -> Masks:
-            return by_unit(net, masks, self._plan.unit, make)
-
-        def best(scores: Scores, norm: bool = False) -> Masks:
-            pick = partial(_of_count, plan=self._plan)
-            return choose(net, scores, masks, self._plan.unit, pick, norm)
-
-        match self.control:
-            case "random_mask":
-                return of_units(lambda each: random_masks(each, seed))
-            case "shuffled_mask":
-                return of_units(lambda each: shuffled_masks(each, seed))
-            case "random_erk":
-                return of_units(lambda each: random_erk_masks(each, seed))
-            case "one_shot":
-                path = Path(self.from_round[place]).with_name("round-0.ckpt")
-                trained = network_of(read_checkpoint(path), path, net=copy.deepcopy(net))
-                return best(magnitude(trained, dense), norm=True)
-            case "snip":
-                return best(snip(net, self._batches(trainer), F.cross_entropy, dense))
-            case "grasp":
-                return best(grasp(net, self._batches(trainer), F.cross_entropy, dense))
-            case "synflow":
-                check_unit("synflow", self._plan.unit)
-                data = trainer.datamodule
-                return synflow(
-                    net, kept=masks.kept, in_channels=data.in_channels, image_size=data.image_size, masks=dense
-                )
-        return masks
-
-    def _batches(self, trainer: Any) -> list[tuple[Tensor, Tensor]]:
-        return first_batches(trainer.datamodule, self.criterion_batches, trainer.strategy.root_device)
-
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -309,10 +293,3 @@ class LotteryControl(Callback):
 
 def _same(one: Snapshot, other: Snapshot) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def _of_count(scores: Scores, masks: Masks, plan: LotteryPlan) -> Masks:
-    """As many as the ticket has, in all or in each layer, as its lottery chose."""
-    if plan.scope == "global":
-        return select(scores, kept=masks.kept)
-    return select(scores, scope="layer", densities={layer.name: layer.density for layer in masks.layers})

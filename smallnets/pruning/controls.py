@@ -4,15 +4,22 @@ A ticket is believed when it beats these at its own count of weights. Fresh weig
 `narrow.fresh_like`; masks found before training from `criteria` (`snip`, `grasp`, `synflow`); one-shot pruning is
 `select` with the ticket's count.
 
-Laws: every function keeps exactly as many weights as the masks that it is given, is a function of its arguments and
-`seed` alone (the same on every device and rank), and leaves torch's random state as it is.
+Laws: every function that gives masks keeps exactly as many weights as the masks that it is given; all are functions of
+their arguments and `seed` alone (the same on every device and rank), and leave torch's random state as it is.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from smallnets.errors import UserError
+from smallnets.measure import Budget
+from smallnets.models.spec import build, spec_of
 from smallnets.pruning.masks import Masks
+from smallnets.pruning.narrow import narrow
+from smallnets.pruning.prunable import plain
 from smallnets.pruning.select import select
+from smallnets.surgery.quaternion import Quaternion
+from smallnets.surgery.widths import fit_widths
 
 
 def random_masks(masks: Masks, seed: int) -> Masks:
@@ -46,6 +53,40 @@ def random_erk_masks(masks: Masks, seed: int) -> Masks:
     Nothing is left of a ticket but its count.
     """
     return select(_noise(masks, seed), kept=masks.kept, scope="layer", densities="erk")
+
+
+def ticket_parameters(net: nn.Module, masks: Masks) -> int:
+    """Parameters of the dense `net` that `masks` leave: those that are kept, and all that have no mask."""
+    every = sum(each.numel() for each in net.parameters() if each.requires_grad)
+    return every - (masks.total - masks.kept)
+
+
+def narrow_(net: nn.Module, masks: Masks, seed: int, image_size: int = 32, in_channels: int = 3) -> nn.Module:
+    """Makes `net`, in place, the control that is as large as a ticket where zeros are not stored: dense, but narrower.
+
+    It becomes the widest network of its shape, all widths times one factor (`pruning.narrow`), with at most
+    `ticket_parameters` parameters, drawn anew; widths of a quaternion network are multiples of four. Returns `net`.
+
+    Args:
+        masks: of the ticket, of the whole network; `net` itself may be narrow already.
+
+    Raises:
+        UserError: masks of another network, and what `narrow` refuses: a network without widths, or one that has more
+            parameters at its narrowest.
+    """
+    original = plain(net)
+    spec = spec_of(original)
+    if spec is None:
+        raise UserError(f"{type(original).__name__} does not keep its constructor's arguments: it cannot be narrowed")
+    whole = build(spec)
+    masks.weights(whole)
+    fresh = narrow(
+        whole, Budget(parameters=ticket_parameters(whole, masks)), seed=seed, image_size=image_size,
+        in_channels=in_channels, multiple=4 if isinstance(original, Quaternion) else 1,
+    )  # fmt: skip
+    state = fresh.state_dict()
+    fit_widths(original, state).load_state_dict(state)
+    return net
 
 
 def _noise(masks: Masks, seed: int) -> dict[str, Tensor]:

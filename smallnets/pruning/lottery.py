@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from smallnets.errors import UserError
 from smallnets.pruning.criteria import Scores, magnitude, random
 from smallnets.pruning.masks import Masks
-from smallnets.pruning.prunable import plain
+from smallnets.pruning.prunable import head_of, plain
 from smallnets.pruning.quaternion import Unit, choose, layer_of, units
 from smallnets.pruning.schedules import Time
 from smallnets.pruning.select import Scope, kept_of, next_kept, select
@@ -83,7 +83,8 @@ class LotteryPlan:
         densities: share of all weights that each round keeps, one a round, falling; instead of `fraction`.
         criterion: what is kept: the largest magnitudes, or a random choice.
         scope: `global`: all layers compete; `layer`: each layer loses its share.
-        head_rate_half: the last layer loses half the fraction (Frankle and Carbin 2019); with scope `layer`.
+        head_rate_half: the network's last layer loses half the fraction (Frankle and Carbin 2019); with scope `layer`,
+            and where that layer has a mask.
         rewind_to: the rewind point, `0it`, `500it`, `2ep`: before the end of the dense training.
         rewind: `weights` goes back to the weights and the schedule of that point; `rate` (Renda et al. 2020) keeps the
             trained weights and buffers and rewinds the schedule; `none` is fine-tuning: the weights stay and the rate
@@ -165,12 +166,17 @@ class LotteryPlan:
     # -- what --------------------------------------------------------------------------------------------------------
 
     def check(self, net: nn.Module, masks: Masks) -> None:
-        """UserError if some round would empty a layer of `net`, for masks as the lottery starts with."""
-        head = list(masks)[-1]
+        """UserError if some round would empty a layer of `net`, for masks as the lottery starts with.
+
+        And for `head_rate_half` where the network's head has no mask.
+        """
+        head = self._head(net)
+        if head is not None and head not in masks:
+            raise UserError(f"head_rate_half: the network's head ({head}) has no mask; leave it out, or prune the head")
         for group in units(net, masks, self.unit):
             self._check(group, head)
 
-    def _check(self, masks: Masks, head: str) -> None:
+    def _check(self, masks: Masks, head: str | None) -> None:
         what = "quaternions" if self.unit == "quaternion" else "weights"
         if self.scope == "global":
             kept = masks.kept
@@ -195,10 +201,10 @@ class LotteryPlan:
         `seed` is that of the random criterion; by magnitude nothing is random.
         """
         scores = magnitude(net, masks) if self.criterion == "magnitude" else random(net, masks, seed)
-        head = list(masks)[-1]
+        head = self._head(net)
         return choose(net, scores, masks, self.unit, lambda each, now: self._picked(each, now, number, head))
 
-    def _picked(self, scores: Scores, masks: Masks, number: int, head: str) -> Masks:
+    def _picked(self, scores: Scores, masks: Masks, number: int, head: str | None) -> Masks:
         if self.scope == "global":
             kept = self._global_kept(masks.kept, masks.total, number)
             return select(scores, kept=kept, masks=masks, floor=self._least)
@@ -225,9 +231,13 @@ class LotteryPlan:
         """A global choice never empties a layer."""
         return max(1, self.floor)
 
-    def _rate(self, name: str, head: str) -> float:
+    def _head(self, net: nn.Module) -> str | None:
+        """The weight that loses half the fraction; None for no such."""
+        return head_of(net) if self.head_rate_half else None
+
+    def _rate(self, name: str, head: str | None) -> float:
         rate = self.fraction or 0.0
-        return rate / 2 if self.head_rate_half and layer_of(name) == head else rate
+        return rate / 2 if layer_of(name) == head else rate
 
     def as_plain(self) -> dict[str, Any]:
         """Plain data, for checkpoints and rows."""
@@ -250,7 +260,7 @@ def _falling(densities: Any, rounds: int) -> tuple[float, ...]:
             raise UserError(f"densities must be numbers between 0 and 1, got {density!r}")
         if not 0 < density < 1:
             raise UserError(f"densities must lie between 0 and 1: shares that are kept, got {density}")
-        if density > before:
+        if density >= before:
             raise UserError(f"densities must fall: {density} comes after {before}")
         before = density
     return tuple(float(each) for each in densities)

@@ -62,6 +62,17 @@ def prunable(net: nn.Module) -> tuple[dict[str, nn.Parameter], list[str]]:
     return allowed, usual
 
 
+def head_of(net: nn.Module) -> str:
+    """The name of the weight of the network's head: its last convolution or linear layer, whether it has a mask or not.
+
+    The same rule as that of `surgery.to_quaternion`. Raises UserError for a network that has none.
+    """
+    usual = prunable(plain(net))[1]
+    if not usual:
+        raise UserError(f"{type(plain(net)).__name__} has no convolution or linear layer, and so no head")
+    return usual[-1]
+
+
 def matched(net: nn.Module, names: Iterable[str], patterns: Sequence[str], what: str) -> list[str]:
     """Those of `names` that one of the patterns matches, in their own order; each pattern must match something."""
     if isinstance(patterns, str):

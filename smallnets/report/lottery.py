@@ -12,6 +12,8 @@ from smallnets.report.forms import Form, form_of
 from smallnets.report.verdict import DENSE, TICKET, Point
 
 PRUNERS = ("ChannelPruning", "PruningSchedule", "LotteryTicket", "LotteryControl")
+# A lottery's rounds that go back to something else than the weights, from the dense training of another lottery.
+_REWINDS = {"rate": "rate_rewinding", "none": "fine_tuning"}
 # A row's figures are those of its best epoch, a round's by the same name of its last.
 _OF_A_ROUND = {"val_accuracy": "val_accuracy_best", "val_accuracy_last": "val_accuracy"}
 
@@ -41,7 +43,11 @@ def lotteries(results: Results, metric: str = "val_accuracy") -> tuple[list[Lott
     A run of `LotteryTicket` gives `dense` (round 0) and a `ticket` for each later round; a run of `LotteryControl` a
     point of its control for each round that it trained, at the seed of the lottery's run that it names. A control that
     names no run here goes to the only lottery with its network and data, at its own seed. A `ticket` that a control
-    trained again is `ticket_again`, and a dense network trained for as long as all rounds is `dense_as_long`.
+    trained again is `ticket_again`, that of round 0 `dense_again`, and a dense network trained for as long as all
+    rounds is `dense_as_long`. A `narrow` network stands at the density of the ticket that is as large.
+
+    A `LotteryTicket` that took its dense training over from such a lottery and rewinds otherwise is a control of it:
+    its rounds are `rate_rewinding` or `fine_tuning`. With `rewind: weights` it is a lottery of its own.
 
     Args:
         results: what `collect` found.
@@ -53,7 +59,7 @@ def lotteries(results: Results, metric: str = "val_accuracy") -> tuple[list[Lott
     for cell in results.cells:
         for row in cell.rows:
             for record in records(row, "LotteryTicket"):
-                if not record.get("rounds"):
+                if not record.get("rounds") or _rewinds(record):
                     continue
                 if cell.name not in found:
                     weights, parameters = record["rounds"][0]["total"], row.get("parameters") or 0
@@ -62,10 +68,14 @@ def lotteries(results: Results, metric: str = "val_accuracy") -> tuple[list[Lott
     problems = []
     for cell in results.cells:
         for row in cell.rows:
-            for record in records(row, "LotteryControl"):
+            others = [each for each in records(row, "LotteryTicket") if each.get("rounds") and _rewinds(each)]
+            for record in [*others, *records(row, "LotteryControl")]:
                 home = homes.of(row, record)
                 if home is None:
                     problems.append(f"{row['folder']}: its lottery ({record.get('from_round')}) is not here; left out")
+                elif (series := _rewinds(record)) is not None:
+                    points = [p for p in _rounds(row, record, metric) if p.series == TICKET]
+                    found[home[0]].points.extend(p._replace(series=series, seed=home[1]) for p in points)
                 else:
                     found[home[0]].points.extend(_controls(row, record, home[1], metric))
     return list(found.values()), problems
@@ -79,7 +89,7 @@ class Homes:
         self._kinds: dict[str, tuple[Any, Any]] = {}
         for cell in results.cells:
             for row in cell.rows:
-                if any(record.get("rounds") for record in records(row, "LotteryTicket")):
+                if any(each.get("rounds") and not _rewinds(each) for each in records(row, "LotteryTicket")):
                     self._runs[str(row["name"]), str(row["run"])] = (cell.name, row["seed"])
                     self._kinds[cell.name] = (row["net"], row["data"])
 
@@ -96,6 +106,12 @@ def records(row: dict[str, Any], *callbacks: str) -> list[dict[str, Any]]:
     """What callbacks of these names left in a row."""
     pruning = row.get("pruning")
     return [each for each in pruning if each.get("callback") in callbacks] if isinstance(pruning, list) else []
+
+
+def _rewinds(record: dict[str, Any]) -> str | None:
+    """The series of a lottery that is another's control; None for one of its own, and for a `LotteryControl`."""
+    plan = record.get("plan") or {}
+    return _REWINDS.get(str(plan.get("rewind"))) if record.get("from_round") else None
 
 
 def _rounds(row: dict[str, Any], record: dict[str, Any], metric: str) -> list[Point]:
@@ -120,7 +136,8 @@ def _controls(row: dict[str, Any], record: dict[str, Any], seed: int, metric: st
             value = row.get(metric)
         if is_number(value):
             density = 1.0 if record["control"] == "dense" else each["density"]
-            points.append(Point(series, seed, density, float(value), each.get("epochs")))
+            name = "dense_again" if series == "ticket_again" and each["round"] == 0 else series
+            points.append(Point(name, seed, density, float(value), each.get("epochs")))
     return points
 
 

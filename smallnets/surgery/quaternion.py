@@ -55,6 +55,8 @@ class Quaternion(nn.Module):
             `layers.QuaternionBatchNorm2d`.
         init: "he" and "glorot" draw quaternions in polar form; "xavier" is the document's, component by component.
             Biases start at 0.
+        transposed: every layer multiplies by the conjugate of its weight, as programs do that use the transposed table
+            (`layers.QuaternionLinear`).
 
     Raises UserError for a layer whose inputs or outputs four does not divide, by its name.
     """
@@ -70,10 +72,12 @@ class Quaternion(nn.Module):
         init: Init = "he",
         in_channels: int = 3,
         image_size: int = 32,
+        transposed: bool = False,
     ) -> None:
-        self._hold(real_network(of, num_classes, in_channels, image_size), head, norm, init, in_channels)
+        net = real_network(of, num_classes, in_channels, image_size)
+        self._hold(net, head, norm, init, in_channels, transposed)
 
-    def _hold(self, net: nn.Module, head: Head, norm: Norm, init: Init, in_channels: int) -> None:
+    def _hold(self, net: nn.Module, head: Head, norm: Norm, init: Init, in_channels: int, transposed: bool) -> None:
         """Converts `net` in place and takes it in; the attributes are the constructor's arguments."""
         super().__init__()
         if (of := of_spec(net)) is not None:
@@ -84,10 +88,11 @@ class Quaternion(nn.Module):
         self.norm = one_of("norm", norm, ("real", "whitening"))
         self.init = one_of("init", init, tuple(INITS))
         self.in_channels = in_channels
+        self.transposed = transposed
         layers, norms = _layers(net, self.head, in_channels), _norms(net) if self.norm == "whitening" else []
         for number, layer in enumerate(layers):
             # The first of them reads the images, and reads their gray too.
-            _replace(net, layer, _converted(layer, self.init, gray=number == 0 and in_channels == 3))
+            _replace(net, layer, _converted(layer, self.init, number == 0 and in_channels == 3, transposed))
         for norm_layer in norms:
             _replace(net, norm_layer, _whitening(norm_layer))
         for part in [each for each in net.modules() if type(each) in _BLOCKS]:
@@ -102,7 +107,9 @@ class Quaternion(nn.Module):
         return self.net(self.gray(images))
 
 
-def to_quaternion(net: nn.Module, head: Head = "auto", norm: Norm = "real", init: Init = "he") -> Quaternion:
+def to_quaternion(
+    net: nn.Module, head: Head = "auto", norm: Norm = "real", init: Init = "he", transposed: bool = False
+) -> Quaternion:
     """The quaternion form of `net`, newly initialised where weights are quaternions: `Quaternion`, whose options these
     are.
 
@@ -120,7 +127,7 @@ def to_quaternion(net: nn.Module, head: Head = "auto", norm: Norm = "real", init
     if isinstance(net, Quaternion) or any(isinstance(m, (QuaternionConv2d, QuaternionLinear)) for m in net.modules()):
         raise UserError(f"this {type(net).__name__} is a quaternion network already")
     made = Quaternion.__new__(Quaternion)
-    made._hold(net, head, norm, init, channels_of(net))
+    made._hold(net, head, norm, init, channels_of(net), transposed)
     return made
 
 
@@ -185,17 +192,17 @@ def _norms(net: nn.Module) -> list[nn.BatchNorm2d]:
     return [norm for _, norm in found]
 
 
-def _converted(layer: Any, init: str, gray: bool) -> nn.Module:
+def _converted(layer: Any, init: str, gray: bool, transposed: bool) -> nn.Module:
     """The quaternion layer in the place of a real one; with `gray` its inputs have four channels instead of three."""
     inside, outside = _widths(layer)
     inside = inside // 3 * 4 if gray else inside
     bias = layer.bias is not None
     with torch.device(layer.weight.device):
         if isinstance(layer, nn.Linear):
-            made: nn.Module = QuaternionLinear(inside, outside, bias, init=init)
+            made: nn.Module = QuaternionLinear(inside, outside, bias, transposed, init)
         else:
             sizes = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups
-            made = QuaternionConv2d(inside, outside, *sizes, bias, init=init)
+            made = QuaternionConv2d(inside, outside, *sizes, bias, transposed, init)
     made.to(layer.weight.dtype).requires_grad_(layer.weight.requires_grad)
     return made.train(layer.training)
 
