@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from smallnets.bench.machine import describe_machine
 from smallnets.compress.card import Facts, card
 from smallnets.compress.export import DTYPES, prepared, require_trained, to_file
+from smallnets.compress.on_test import compare_on_test, require_countable
 from smallnets.compress.runtime import FORMATS, Exported, open_exported, require
 from smallnets.compress.subject import Subject, read_subject
 from smallnets.compress.verify import Agreement, accuracy, compare_logits
@@ -31,6 +33,7 @@ from smallnets.verbs.score import course_scores
 
 _BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8}
 _COMPARED = 64  # images whose logits are compared
+_VERIFY = ("logits", "full", "test")
 _BATCHES = (1, 32)
 
 
@@ -55,9 +58,9 @@ def run(argv: Sequence[str]) -> int:
         page = out.with_name(out.name + ".md")
         with _beside(out) as part:
             to_file(subject.net, part, subject.shape, options.format, options.dtype, calibration, notes)
-            agreement, compared_on, found = _verify(subject, part, options, images)
-            facts = _facts(subject, part, options, agreement, compared_on, found)
-            write_text(page, card(subject, facts, out))
+            verified = _verify(subject, part, options, images, out.name)
+            facts = _facts(subject, part, options, verified)
+            write_text(page, card(subject.with_row_of_now(), facts, out))
             part.replace(out)
         _say(out, page, facts)
     return 0
@@ -67,14 +70,19 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="smallnets export", exit_on_error=False, description=run.__doc__)
     parser.add_argument("checkpoint", type=str, metavar="CKPT", help="a checkpoint that a run wrote")
     parser.add_argument("--format", type=str, default="onnx", help=f"one of {', '.join(FORMATS)} (default: onnx)")
-    parser.add_argument("--output", type=str, default="", metavar="FILE", help=f"ends in {', '.join(FORMATS.values())}")
+    parser.add_argument(
+        "--output", type=str, default="", metavar="FILE",
+        help=f"ends in {', '.join(FORMATS.values())} (default: NAME-RUN.SUFFIX here, by the checkpoint's run; without"
+        " one, by the checkpoint)",
+    )  # fmt: skip
     allowed = "; ".join(f"{name}: {', '.join(of)}" for name, of in DTYPES.items())
     parser.add_argument("--dtype", type=str, default="fp32", help=f"of weights and arithmetic ({allowed})")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     parser.add_argument(
-        "--verify", type=str, default="logits", metavar="logits|full",
-        help=f"logits: of {_COMPARED} images; full: of all validation images, and the accuracy of file and network (the"
-        " test set is for `smallnets test` alone)",
+        "--verify", type=str, default="logits", metavar="|".join(_VERIFY),
+        help=f"logits: of {_COMPARED} images; full: of all validation images, and the accuracy of file and network; on"
+        " the test images too where `smallnets test` has read them for this checkpoint; test: like full, and reads the"
+        " test set if nobody has, for network and file at once, which the run's row counts",
     )  # fmt: skip
     parser.add_argument(
         "--calibration",
@@ -113,14 +121,17 @@ def _checked(options: Namespace) -> Path:
         raise UserError(
             f"--dtype of {options.format} is one of {', '.join(DTYPES[options.format])}, got {options.dtype!r}"
         )
-    if options.verify not in ("logits", "full"):
-        raise UserError(f"--verify is logits or full, got {options.verify!r}")
+    if options.verify not in _VERIFY:
+        raise UserError(f"--verify is {', '.join(_VERIFY[:-1])} or {_VERIFY[-1]}, got {options.verify!r}")
     if options.dtype == "int8" and options.calibration < 1:
         raise UserError(f"--calibration: int8 needs at least one training image, got {options.calibration}")
     suffix = FORMATS[options.format]
-    if not options.output.endswith(suffix):
-        raise UserError(f"--output: a file of {options.format} ends in {suffix}, got {options.output or 'none'}")
-    out = Path(options.output)
+    # A shell leaves the ~ of --output=~/net.onnx as it is.
+    out = Path(options.output).expanduser() if options.output else Path(_default_stem(options.checkpoint) + suffix)
+    if out.suffix != suffix:
+        raise UserError(f"--output: a file of {options.format} ends in {suffix}, got {options.output}")
+    if options.verify == "test":
+        require_countable(Path(options.checkpoint))
     if not out.parent.is_dir():
         raise UserError(f"--output {out}: there is no folder {out.parent}")
     for path in (out, out.with_name(out.name + ".md")):
@@ -128,6 +139,12 @@ def _checked(options: Namespace) -> Path:
             raise UserError(f"{path} is there already; --overwrite replaces it")
     require(options.format)
     return out
+
+
+def _default_stem(checkpoint: str) -> str:
+    """The run's name and number, or the name of a checkpoint that lies in no run."""
+    owner = RunFolder.owning(Path(checkpoint).expanduser())
+    return f"{owner.name}-{owner.run}" if owner else Path(checkpoint).stem
 
 
 @contextmanager
@@ -141,7 +158,7 @@ def _beside(out: Path) -> Iterator[Path]:
 
 
 class _Images:
-    """Training and validation images of the run's own split, read when they are first asked for."""
+    """Images of the run's own split, read when they are first asked for."""
 
     def __init__(self, parser: ArgumentParser, options: Namespace, subject: Subject) -> None:
         self._parser, self._options, self._subject = parser, options, subject
@@ -150,7 +167,9 @@ class _Images:
     def of(self, split: str, number: int | None) -> tuple[Tensor, Tensor]:
         """The first `number` images of a split, normalised as the checkpoint says and never augmented, and labels."""
         data = self._data = self._data or self._read()
-        loader = data.train_dataloader() if split == "train" else data.val_dataloader()
+        if split == "test":
+            data.setup("test")
+        loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
         images, labels, have = [], [], 0
         for pixels, known, _ in loader:
             images.append(normalise(pixels, self._subject.mean or data.mean, self._subject.std or data.std))
@@ -179,29 +198,43 @@ class _Images:
         return data
 
 
-def _verify(
-    subject: Subject, part: Path, options: Namespace, images: _Images
-) -> tuple[Agreement, str, dict[str, float]]:
-    """Agreement of logits, the images in words, and accuracies if asked for. RunError unless the logits agree."""
+@dataclass(frozen=True)
+class _Verified:
+    """Agreement of logits, the images in words, accuracies by part of the data, and why the test part is not there."""
+
+    agreement: Agreement
+    words: str
+    accuracies: dict[str, dict[str, float]]
+    no_test: str | None = None
+
+
+def _verify(subject: Subject, part: Path, options: Namespace, images: _Images, name: str) -> _Verified:
+    """What was found of the file, which gets `name`. RunError unless its logits agree with the network's."""
     file = open_exported(part)
-    found: dict[str, float] = {}
-    if options.verify == "full":
+    found: dict[str, dict[str, float]] = {}
+    no_test = None
+    if options.verify != "logits":
         compared, labels = images.of("val", None)
         words = "validation images"
-        found = {"network": accuracy(subject.net, compared, labels), "file": accuracy(file, compared, labels)}
+        found["validation"] = {"network": accuracy(subject.net, compared, labels)}
+        found["validation"]["file"] = accuracy(file, compared, labels)
     elif options.dtype == "int8":
         # Ranges were taken from images like these; noise would lie outside of them.
         compared, words = images.of("val", _COMPARED)[0], "validation images"
     else:
         compared, words = subject.made_up_images(_COMPARED), "images of random pixels"
     agreement = compare_logits(subject.net, file, compared)
-    agreement.require(options.dtype, Path(options.output).name)
-    return agreement, words, found
+    agreement.require(options.dtype, name)
+    if options.verify != "logits":
+        # After the file has been found right: no test image is read for one that is not kept.
+        no_test, on_test = compare_on_test(
+            subject, file, lambda: images.of("test", None), asked=options.verify == "test"
+        )
+        found |= {"test": on_test} if on_test else {}
+    return _Verified(agreement, words, found, no_test)
 
 
-def _facts(
-    subject: Subject, part: Path, options: Namespace, agreement: Agreement, words: str, found: dict[str, float]
-) -> Facts:
+def _facts(subject: Subject, part: Path, options: Namespace, verified: _Verified) -> Facts:
     size, channels, bits = subject.image_size, subject.in_channels, _BITS[options.dtype]
     stored = subject.stored
     counts, folded = count(stored, size, channels), prepared(stored)
@@ -212,12 +245,13 @@ def _facts(
         size=part.stat().st_size,
         counts=counts,
         memory=memory(folded, size, channels),
-        course=course_scores(counts.parameters, counts.nonzero_parameters, counts.macs, bits, bits),
+        course=course_scores(stored, counts, bits, bits),
         micronet=micronet_score(folded, size, channels, bits, bits),
         most=open_exported(part).most,
-        agreement=agreement,
-        compared_on=words,
-        val_accuracy=found,
+        agreement=verified.agreement,
+        compared_on=verified.words,
+        accuracies=verified.accuracies,
+        no_test=verified.no_test,
         latencies=_latencies(subject, part, options.calls) if options.calls > 0 else (),
         machine=f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']}, torch {torch.__version__}",
         licence=options.licence,
@@ -246,8 +280,11 @@ def _say(out: Path, page: Path, facts: Facts) -> None:
         f"{out}: {facts.format} {facts.dtype}, {facts.size:,} bytes; relative error of logits {agreement.relative:.2g}"
         f" on {agreement.images} {facts.compared_on}"
     )
-    for name, value in facts.val_accuracy.items():
-        print(f"validation accuracy of the {name}: {value:.4f}")
+    for part, values in facts.accuracies.items():
+        for name, value in values.items():
+            print(f"{part} accuracy of the {name}: {value:.4f}")
+    if facts.no_test:
+        print(f"test images not compared: {facts.no_test}")
     for batch, threads, latency in facts.latencies:
         print(f"batch {batch}, threads {threads}: {1e3 * latency.median:.3g} ms (95 %: {1e3 * latency.p95:.3g} ms)")
     print(f"card: {page}", flush=True)
