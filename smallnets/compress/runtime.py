@@ -65,7 +65,9 @@ def require(format: str) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the notes of exporters and runtimes on themselves; their errors are raised as ever."""
-    names = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "executorch", "torchao", "root")
+    names = (
+        "torch.onnx", "torch.export", "torch._export", "torch.utils._pytree", "onnxscript", "executorch", "torchao", "root",
+    )  # fmt: skip
     before = {name: logging.getLogger(name).level for name in names}
     try:
         for name in names:

@@ -2,24 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
-from torch import Tensor
 
 from smallnets.bench.machine import describe_machine
 from smallnets.compress.card import Facts, card
 from smallnets.compress.export import DTYPES, prepared, require_trained, to_file
-from smallnets.compress.on_test import compare_on_test, require_countable
+from smallnets.compress.on_test import require_countable
 from smallnets.compress.runtime import FORMATS, Exported, open_exported, require
 from smallnets.compress.subject import Subject, read_subject
-from smallnets.compress.verify import Agreement, accuracy, compare_logits
 from smallnets.config import expand_arguments
-from smallnets.data import ImageData, normalise
+from smallnets.data import ImageData
 from smallnets.errors import UserError
 from smallnets.measure import count
 from smallnets.measure.latency import Latency, all_threads, latencies, latency_of, torch_threads
@@ -30,9 +27,9 @@ from smallnets.results.run import RunFolder
 from smallnets.surgery import FakeQuantized
 from smallnets.verbs.messages import as_user_errors, parser_message, short_warnings
 from smallnets.verbs.score import course_scores
+from smallnets.verbs.verified import COMPARED, Images, Verified, verify
 
 _BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8}
-_COMPARED = 64  # images whose logits are compared
 _VERIFY = ("logits", "full", "test")
 _BATCHES = (1, 32)
 
@@ -47,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
         options = _options(parser, list(argv))
         out = _checked(options)
         subject = read_subject(options.checkpoint)
-        images = _Images(parser, options, subject)
+        images = Images(parser, options, subject)
         trained = isinstance(subject.net, FakeQuantized)
         if trained:
             require_trained(options.format, options.dtype, options.checkpoint)
@@ -58,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
         page = out.with_name(out.name + ".md")
         with _beside(out) as part:
             to_file(subject.net, part, subject.shape, options.format, options.dtype, calibration, notes)
-            verified = _verify(subject, part, options, images, out.name)
+            verified = verify(subject, part, options, images, out.name)
             facts = _facts(subject, part, options, verified)
             write_text(page, card(subject.with_row_of_now(), facts, out))
             part.replace(out)
@@ -80,7 +77,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     parser.add_argument(
         "--verify", type=str, default="logits", metavar="|".join(_VERIFY),
-        help=f"logits: of {_COMPARED} images; full: of all validation images, and the accuracy of file and network; on"
+        help=f"logits: of {COMPARED} images; full: of all validation images, and the accuracy of file and network; on"
         " the test images too where `smallnets test` has read them for this checkpoint; test: like full, and reads the"
         " test set if nobody has, for network and file at once, which the run's row counts",
     )  # fmt: skip
@@ -157,84 +154,7 @@ def _beside(out: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-class _Images:
-    """Images of the run's own split, read when they are first asked for."""
-
-    def __init__(self, parser: ArgumentParser, options: Namespace, subject: Subject) -> None:
-        self._parser, self._options, self._subject = parser, options, subject
-        self._data: ImageData | None = None
-
-    def of(self, split: str, number: int | None) -> tuple[Tensor, Tensor]:
-        """The first `number` images of a split, normalised as the checkpoint says and never augmented, and labels."""
-        data = self._data = self._data or self._read()
-        if split == "test":
-            data.setup("test")
-        loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
-        images, labels, have = [], [], 0
-        for pixels, known, _ in loader:
-            images.append(normalise(pixels, self._subject.mean or data.mean, self._subject.std or data.std))
-            labels.append(known)
-            have += len(known)
-            if number is not None and have >= number:
-                break
-        return torch.cat(images)[:number], torch.cat(labels)[:number]
-
-    def _read(self) -> ImageData:
-        if self._options.get("data") is None:
-            raise UserError(
-                f"{self._subject.checkpoint} lies in no run's folder, so its data are not known: give --data=NAME"
-                " or --config FILE"
-            )
-        data: ImageData = self._parser.instantiate_classes(self._options).data
-        for option, has, wants in (
-            ("", data.name, self._subject.data),
-            (".split_seed", data.split_seed, self._subject.split_seed),
-        ):
-            if wants is not None and has != wants:
-                raise UserError(f"--data{option}={has}: {self._subject.checkpoint} was trained with {wants}")
-        data.augment = []
-        data.prepare_data()
-        data.setup("fit")
-        return data
-
-
-@dataclass(frozen=True)
-class _Verified:
-    """Agreement of logits, the images in words, accuracies by part of the data, and why the test part is not there."""
-
-    agreement: Agreement
-    words: str
-    accuracies: dict[str, dict[str, float]]
-    no_test: str | None = None
-
-
-def _verify(subject: Subject, part: Path, options: Namespace, images: _Images, name: str) -> _Verified:
-    """What was found of the file, which gets `name`. RunError unless its logits agree with the network's."""
-    file = open_exported(part)
-    found: dict[str, dict[str, float]] = {}
-    no_test = None
-    if options.verify != "logits":
-        compared, labels = images.of("val", None)
-        words = "validation images"
-        found["validation"] = {"network": accuracy(subject.net, compared, labels)}
-        found["validation"]["file"] = accuracy(file, compared, labels)
-    elif options.dtype == "int8":
-        # Ranges were taken from images like these; noise would lie outside of them.
-        compared, words = images.of("val", _COMPARED)[0], "validation images"
-    else:
-        compared, words = subject.made_up_images(_COMPARED), "images of random pixels"
-    agreement = compare_logits(subject.net, file, compared)
-    agreement.require(options.dtype, name)
-    if options.verify != "logits":
-        # After the file has been found right: no test image is read for one that is not kept.
-        no_test, on_test = compare_on_test(
-            subject, file, lambda: images.of("test", None), asked=options.verify == "test"
-        )
-        found |= {"test": on_test} if on_test else {}
-    return _Verified(agreement, words, found, no_test)
-
-
-def _facts(subject: Subject, part: Path, options: Namespace, verified: _Verified) -> Facts:
+def _facts(subject: Subject, part: Path, options: Namespace, verified: Verified) -> Facts:
     size, channels, bits = subject.image_size, subject.in_channels, _BITS[options.dtype]
     stored = subject.stored
     counts, folded = count(stored, size, channels), prepared(stored)
