@@ -66,7 +66,8 @@ def require(format: str) -> None:
 def quiet() -> Iterator[None]:
     """Without the notes of exporters and runtimes on themselves; their errors are raised as ever."""
     names = (
-        "torch.onnx", "torch.export", "torch._export", "torch.utils._pytree", "onnxscript", "executorch", "torchao", "root",
+        "torch.onnx", "torch.export", "torch._export", "torch.utils._pytree", "onnxscript", "executorch", "torchao",
+        "root",
     )  # fmt: skip
     before = {name: logging.getLogger(name).level for name in names}
     try:
