@@ -1,5 +1,6 @@
 """The model card: a page beside an exported file that says what it is, what it needs and what it does."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,6 +154,7 @@ def usage(subject: Subject, format: str, name: str) -> str | None:
     grey = "[..., None]" if kind == "grey" else ""
     weights = ", ".join(f"[{each}]" for each in LUMA)
     gray = f"image = np.concatenate([image, image @ np.float32([{weights}])], 2)\n" if kind == "gray" else ""
+    classes = json.dumps(subject.classes, ensure_ascii=False) if subject.classes else "range(logits.shape[1])"
     opened, call = {
         "onnx": (
             f'import onnxruntime\n\nrun = onnxruntime.InferenceSession("{name}").run',
@@ -176,7 +178,7 @@ pixels = np.float32(Image.open("image.png").convert("{mode}").resize(({size}, {s
 image = (pixels - mean) / std
 {gray}images = np.ascontiguousarray(image.transpose(2, 0, 1)[None])
 logits = {call}
-classes = {list(subject.classes) or "range(logits.shape[1])"}
+classes = {classes}
 print(classes[logits[0].argmax()])"""
 
 

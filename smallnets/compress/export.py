@@ -123,8 +123,9 @@ def to_file(
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{FORMATS[format]}")
     try:
         with quiet(), torch.no_grad():
-            rounds = dtype == "int8" and calibration is not None
-            rounding = _Rounding(net, path.name, calibration) if rounds else None
+            rounding = None
+            if dtype == "int8" and calibration is not None:
+                rounding = _Rounding(net, path.name, calibration)
             _WRITERS[format](ready, example, part, rounding, dict(notes or {}))
         with part.open("rb") as file:
             os.fsync(file.fileno())
@@ -218,6 +219,9 @@ def _reason(error: BaseException) -> str:
     texts = [" ".join(str(each).split()) for each in chain]
     for text in texts:
         if found := re.search(r"No (?:ONNX function|decompositions?) [^']*'([\w.:]+)'", text):
+            return f"it has no operator for {found[1]}"
+        # ExecuTorch, when it checks the program, and where only its last step fails.
+        if found := re.search(r"Operator torch\._ops\.([\w.]+) is not in Core ATen", text):
             return f"it has no operator for {found[1]}"
         if found := re.search(r"Missing out variants: \{'([\w.:]+)'", text):
             return f"it has no operator for {found[1]}"
