@@ -1,6 +1,7 @@
 """Scores: document 001's course score by its own inputs, and the MicroNet rules by hand counts."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 from torch import nn
 
 from smallnets.errors import UserError
+from smallnets.measure import count
 from smallnets.measure.micronet import BASELINE_OPERATIONS, BASELINE_PARAMETERS, course_score, micronet_score
 from smallnets.models import DenseNet, ViT, resnet20
 from smallnets.surgery import fold
+from smallnets.verbs.score import course_scores
 
 STATED = (0, 32, 32, 198_309, 29_055_103)  # P_u, q_w, q_a, w, f of document 001
 
@@ -149,6 +152,20 @@ def test_an_operation_without_a_rule_is_named() -> None:
     assert micronet_score(Sorts(), image_size=2).uncounted == ("cumsum",)
 
 
+def test_the_courses_zeros_are_those_of_weights() -> None:
+    """A BatchNorm's bias is 0 since its birth: of an unpruned network nothing is discounted."""
+    net = resnet20()
+    counts = count(net)
+    assert counts.nonzero_parameters < counts.parameters
+    dense = course_score(0, 0, 32, 32, 272_474, 40_813_184)
+    assert course_scores(net, counts, 32, 32)["published"] == dense
+    assert round(dense, 4) == 0.0978
+    with torch.no_grad():
+        net.stages[2][0].conv2.weight.view(-1)[::2] = 0  # half of 64 x 64 x 9
+    found = course_scores(net, count(net), 32, 32)["published"]
+    assert found == pytest.approx(dense - 64 * 64 * 9 / 2 / 5.6e6, abs=1e-12)
+
+
 # --- the verb ---------------------------------------------------------------------------------------------------------
 
 
@@ -168,7 +185,22 @@ def test_score_of_a_checkpoint(here: Path, tiny, capsys: pytest.CaptureFixture[s
     assert found["micronet"]["storage"] == macs / 4 + 22
     assert found["forms"]["int8"] == macs + 22 * 4 + 22 * 4
     assert main(["score", str(best), "--layers"]) == 0
-    assert "head.0" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    # Which of the two terms counts what.
+    assert (
+        "its two terms       parameters over 5.6e+06 (half of ResNet-18's); MACs over 8.3e+08 (published: its"
+        " multiplications, halved, and additions) or 2.8e+08 (corrected: half of its MACs)\n"
+    ) in shown
+    header, *layers = shown[shown.index("layer  ") :].splitlines()
+    columns = re.split("  +", header)
+    table = {cells[0]: dict(zip(columns, cells, strict=True)) for cells in (re.split("  +", line) for line in layers)}
+    # 64 -> 12: 768 weights and 12 biases; 64 values in, 12 out; 768 products, 756 - 12 + 12 sums.
+    assert table["head.0"] == {
+        "layer": "head.0", "fp32": "3,120", "sparse": "3,120", "fp16": "1,560", "int8": "864",
+        "effective MACs": "768", "storage": "780", "operations": "1,536", "activations fp32": "304",
+        "activations int8": "76",
+    }  # fmt: skip
+    assert table["head.1"]["storage"] == "0" and table["head.1"]["operations"] == "12"  # ReLU
     assert main(["score", str(best), "--weight_bits=64"]) == 2
     assert capsys.readouterr().err == "smallnets: error: weight_bits is 1 to 32, got 64\n"
     (here / "a.ckpt").write_bytes(b"nothing")

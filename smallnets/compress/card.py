@@ -1,12 +1,14 @@
 """The model card: a page beside an exported file that says what it is, what it needs and what it does."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smallnets.compress.subject import Subject
-from smallnets.compress.verify import TOLERANCE, Agreement
+from smallnets.compress.verify import SAME_CLASS, TOLERANCE, Agreement
+from smallnets.layers.quaternion_blocks import LUMA
 from smallnets.measure import Counts
 from smallnets.measure.latency import Latency
 from smallnets.measure.memory import Memory
@@ -15,6 +17,12 @@ from smallnets.surgery import FakeQuantized
 
 UNKNOWN = "not known"
 NOT_MEASURED = "not measured"
+NOT_TOLD = "the checkpoint does not tell"
+_CHANNELS: dict[str | None, str] = {
+    "grey": "grey",
+    "colour": "red, green, blue",
+    "gray": f"red, green, blue, and gray, {LUMA[0]} R + {LUMA[1]} G + {LUMA[2]} B of these after normalisation",
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,9 @@ class Facts:
         most: images at once; None for any number.
         agreement: with the network's logits.
         compared_on: what images those were, in words.
-        val_accuracy: over the validation split, of the "network" and the "file"; empty where it was not measured.
+        accuracies: over the "validation" and the "test" images, each of the "network" and the "file"; without a part
+            that was not measured.
+        no_test: why the test images were not; None where they were, or nobody asked.
         latencies: ((batch, threads, figures), ...), `threads` in words.
         machine: name of the processor and versions, in words.
         licence: of the weights; None where nobody said.
@@ -46,7 +56,8 @@ class Facts:
     most: int | None
     agreement: Agreement
     compared_on: str
-    val_accuracy: Mapping[str, float] = field(default_factory=dict)
+    accuracies: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    no_test: str | None = None
     latencies: Sequence[tuple[int, str, Latency]] = ()
     machine: str = UNKNOWN
     licence: str | None = None
@@ -57,8 +68,10 @@ def card(subject: Subject, facts: Facts, file: Path) -> str:
     row = subject.row or {}
     counts, memory = facts.counts, facts.memory
     c, h, w = subject.shape
-    channels = {1: "grey", 3: "red, green, blue"}.get(c, str(c))
+    channels = _CHANNELS.get(_lines_for(subject), f"{c}, those of your data")
+    lines = usage(subject, facts.format, file.name)
     computed = "as trained, with int8 numbers" if isinstance(subject.net, FakeQuantized) else "in fp32"
+    least = f" (at least {SAME_CLASS[facts.dtype]:.0%})" if SAME_CLASS[facts.dtype] else ""
     batch = f"N of 1 to {facts.most}" if facts.most else "any N"
     shown = [
         f"# {file.name}",
@@ -75,9 +88,7 @@ def card(subject: Subject, facts: Facts, file: Path) -> str:
         "",
         "## Use",
         "",
-        "```python",
-        usage(subject, facts.format, file.name),
-        "```",
+        *(["```python", lines, "```"] if lines else [f"Not shown: what the {c} channels of an image are, {NOT_TOLD}."]),
         "",
         "## Counts",
         "",
@@ -100,16 +111,21 @@ def card(subject: Subject, facts: Facts, file: Path) -> str:
         *_table(
             ("", "value"),
             [
-                ("validation accuracy, this file", _share(facts.val_accuracy.get("file"))),
-                (f"validation accuracy, network {computed}", _share(facts.val_accuracy.get("network"))),
+                *(
+                    (f"{part} accuracy, {of}", _share(facts.accuracies.get(part, {}).get(key)))
+                    for part in ("validation", "test")
+                    for key, of in (("file", "this file"), ("network", f"network {computed}"))
+                    if part == "validation" or part in facts.accuracies
+                ),
                 ("validation accuracy, the run's row", _share(row.get("val_accuracy"))),
                 (f"test accuracy, the run's row (of the network {computed})", _share(row.get("test_accuracy"))),
             ],
         ),
         "",
+        *([f"The test images were not compared: {facts.no_test}.", ""] if facts.no_test else []),
         f"Logits of this file and of the network, on {facts.agreement.images} {facts.compared_on}: relative error"
         f" {facts.agreement.relative:.2g} (allowed: {TOLERANCE[facts.dtype]:g}), largest difference"
-        f" {facts.agreement.largest:.2g}, same class for {facts.agreement.same_class:.1%}.",
+        f" {facts.agreement.largest:.2g}, same class for {facts.agreement.same_class:.1%}{least}.",
         "",
         "## Latency",
         "",
@@ -124,11 +140,21 @@ def card(subject: Subject, facts: Facts, file: Path) -> str:
     return "\n".join(shown)
 
 
-def usage(subject: Subject, format: str, name: str) -> str:
-    """Ten lines of Python that print the class of `image.png`, run beside the file."""
-    mode, size = ("L" if subject.in_channels == 1 else "RGB"), subject.image_size
+def usage(subject: Subject, format: str, name: str) -> str | None:
+    """Ten lines of Python that print the class of `image.png`, run beside the file.
+
+    A network of 4 channels whose data are not known takes gray as its fourth, made of the normalised image as
+    `layers.AppendGray` makes it. None where what the channels are is not known.
+    """
+    kind = _lines_for(subject)
+    if kind is None:
+        return None
+    mode, size = ("L" if kind == "grey" else "RGB"), subject.image_size
     mean, std = ([round(value, 7) for value in values] for values in (subject.mean, subject.std))
-    grey = "[..., None]" if subject.in_channels == 1 else ""
+    grey = "[..., None]" if kind == "grey" else ""
+    weights = ", ".join(f"[{each}]" for each in LUMA)
+    gray = f"image = np.concatenate([image, image @ np.float32([{weights}])], 2)\n" if kind == "gray" else ""
+    classes = json.dumps(subject.classes, ensure_ascii=False) if subject.classes else "range(logits.shape[1])"
     opened, call = {
         "onnx": (
             f'import onnxruntime\n\nrun = onnxruntime.InferenceSession("{name}").run',
@@ -149,10 +175,18 @@ from PIL import Image
 {opened}
 mean, std = np.float32({mean or [0.0]}), np.float32({std or [1.0]})
 pixels = np.float32(Image.open("image.png").convert("{mode}").resize(({size}, {size}))){grey} / 255
-images = np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)[None])
+image = (pixels - mean) / std
+{gray}images = np.ascontiguousarray(image.transpose(2, 0, 1)[None])
 logits = {call}
-classes = {list(subject.classes) or "range(logits.shape[1])"}
+classes = {classes}
 print(classes[logits[0].argmax()])"""
+
+
+def _lines_for(subject: Subject) -> str | None:
+    """What an image of the network is: "grey", "colour", colour with "gray"; None where nobody knows."""
+    if subject.in_channels == 4 and len(subject.mean) != 4:
+        return "gray"
+    return {1: "grey", 3: "colour"}.get(subject.in_channels)
 
 
 def _latencies(facts: Facts) -> list[str]:

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from smallnets.compress.quantize import pt2e_int8, require_images, static_int8
-from smallnets.compress.runtime import FORMATS, quiet, require
+from smallnets.compress.runtime import FORMATS, in_parts, onnx_call, quiet, require
 from smallnets.compress.trained import trained_int8
+from smallnets.compress.verify import compare_logits
 from smallnets.errors import RunError, UserError
 from smallnets.surgery.fake_quantize import FakeQuantized
 from smallnets.surgery.fold import fold
@@ -25,6 +27,8 @@ DTYPES: dict[str, tuple[str, ...]] = {
     "executorch": ("fp32", "int8"),
 }
 _TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16}
+# Calibration images on which the graph that is about to be rounded is held against the network.
+_CHECKED = 16
 # ExecuTorch plans its memory once, for the largest batch.
 MOST_IMAGES = 64
 
@@ -78,7 +82,8 @@ def to_file(
     """Writes `net` to `path` as a file that maps float32 images (N, channels, rows, columns) to logits, for any N.
 
     BatchNorm is folded into the convolutions; zeros that masks left are stored as the weights they are. The file is
-    written beside its place and renamed. `net` is not changed.
+    written beside its place and renamed. `net` is not changed. Before "int8" rounds with `calibration`, the float graph
+    is held against `net` on some of these images, within the tolerance of fp32: a wrong graph is told from rounding.
 
     Args:
         net: maps images to logits; in any mode, on any device. A `FakeQuantized` is written as onnx int8 alone: with
@@ -96,7 +101,8 @@ def to_file(
     Raises:
         UserError: an unknown format or dtype, one that a `FakeQuantized` is not written in, no calibration images, or a
             runtime that is not installed.
-        RunError: the network has an operator that the format lacks.
+        RunError: the network has an operator that the format lacks, or the graph that is to be rounded computes
+            something else.
     """
     if format not in FORMATS:
         raise UserError(f"no export format {format!r}; allowed: {', '.join(FORMATS)}")
@@ -117,12 +123,14 @@ def to_file(
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{FORMATS[format]}")
     try:
         with quiet(), torch.no_grad():
-            images = calibration if dtype == "int8" else None
-            _WRITERS[format](ready, example, part, images, dict(notes or {}))
+            rounding = None
+            if dtype == "int8" and calibration is not None:
+                rounding = _Rounding(net, path.name, calibration)
+            _WRITERS[format](ready, example, part, rounding, dict(notes or {}))
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
-    except (UserError, OSError, KeyboardInterrupt):
+    except (UserError, RunError, OSError, KeyboardInterrupt):
         raise
     except Exception as error:  # whatever exporters and a user's network raise
         raise RunError(f"{type(net).__name__} cannot be written as {format} {dtype}: {_reason(error)}") from error
@@ -131,7 +139,21 @@ def to_file(
     return path
 
 
-def _write_onnx(net: nn.Module, example: Tensor, part: Path, images: Tensor | None, notes: dict[str, str]) -> None:
+@dataclass(frozen=True)
+class _Rounding:
+    """What int8 needs: the network itself, the file's name, and calibration images."""
+
+    net: nn.Module
+    name: str
+    images: Tensor
+
+    def check(self, call: Callable[[Tensor], Tensor]) -> None:
+        """RunError unless the float graph computes what the network computes."""
+        images = self.images[:_CHECKED]
+        compare_logits(self.net, call, images).require("fp32", f"{self.name}, before its numbers are rounded,")
+
+
+def _write_onnx(net: nn.Module, example: Tensor, part: Path, rounding: _Rounding | None, notes: dict[str, str]) -> None:
     batch = {0: torch.export.Dim("batch")}
     program = torch.onnx.export(
         net, (example,), dynamo=True, dynamic_shapes=(batch,), input_names=["images"], output_names=["logits"],
@@ -143,15 +165,16 @@ def _write_onnx(net: nn.Module, example: Tensor, part: Path, images: Tensor | No
         # Where in which file of this machine each operator was called; a tenth of a small network's file.
         del item.metadata_props[:]
         item.doc_string = ""
-    if images is not None:
-        model = static_int8(model, images, part.parent)
+    if rounding is not None:
+        rounding.check(onnx_call(model.SerializeToString()))
+        model = static_int8(model, rounding.images, part.parent)
     del model.metadata_props[:]
     for key, value in notes.items():
         model.metadata_props.add(key=key, value=value)
     part.write_bytes(model.SerializeToString())
 
 
-def _write_pt2(net: nn.Module, example: Tensor, part: Path, images: Tensor | None, notes: dict[str, str]) -> None:
+def _write_pt2(net: nn.Module, example: Tensor, part: Path, rounding: _Rounding | None, notes: dict[str, str]) -> None:
     program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     for node in program.graph.nodes:
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
@@ -160,29 +183,31 @@ def _write_pt2(net: nn.Module, example: Tensor, part: Path, images: Tensor | Non
 
 
 def _write_executorch(
-    net: nn.Module, example: Tensor, part: Path, images: Tensor | None, notes: dict[str, str]
+    net: nn.Module, example: Tensor, part: Path, rounding: _Rounding | None, notes: dict[str, str]
 ) -> None:
     any_batch = ({0: torch.export.Dim("batch", max=MOST_IMAGES)},)
     try:
-        part.write_bytes(_executorch(net, example, any_batch, images))
+        part.write_bytes(_executorch(net, example, any_batch, rounding))
     except Exception as error:
         # ExecuTorch plans views once, and refuses those (a transformer's) whose sizes follow the batch.
         if "_ViewSpec" not in str(error):
             raise
-        part.write_bytes(_executorch(net, example[:1], None, images))
+        part.write_bytes(_executorch(net, example[:1], None, rounding))
 
 
-def _executorch(net: nn.Module, example: Tensor, shapes: Any, images: Tensor | None) -> bytes:
+def _executorch(net: nn.Module, example: Tensor, shapes: Any, rounding: _Rounding | None) -> bytes:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    if images is not None:
-        net = pt2e_int8(net, example, shapes, images)
+    if rounding is not None:
+        captured = torch.export.export(net, (example,), dynamic_shapes=shapes).module()
+        rounding.check(in_parts(captured, MOST_IMAGES if shapes else 1))
+        net = pt2e_int8(captured, rounding.images, **({} if shapes else {"batch": 1}))
     program = torch.export.export(net, (example,), dynamic_shapes=shapes)
     return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
 
 
-_Writer = Callable[[nn.Module, Tensor, Path, Tensor | None, dict[str, str]], None]
+_Writer = Callable[[nn.Module, Tensor, Path, _Rounding | None, dict[str, str]], None]
 _WRITERS: dict[str, _Writer] = {"onnx": _write_onnx, "pt2": _write_pt2, "executorch": _write_executorch}
 
 
@@ -194,6 +219,9 @@ def _reason(error: BaseException) -> str:
     texts = [" ".join(str(each).split()) for each in chain]
     for text in texts:
         if found := re.search(r"No (?:ONNX function|decompositions?) [^']*'([\w.:]+)'", text):
+            return f"it has no operator for {found[1]}"
+        # ExecuTorch, when it checks the program, and where only its last step fails.
+        if found := re.search(r"Operator torch\._ops\.([\w.]+) is not in Core ATen", text):
             return f"it has no operator for {found[1]}"
         if found := re.search(r"Missing out variants: \{'([\w.:]+)'", text):
             return f"it has no operator for {found[1]}"

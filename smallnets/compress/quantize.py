@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from smallnets.errors import UserError
@@ -66,8 +65,11 @@ def static_int8(model: Any, images: Tensor, folder: Path) -> Any:
         return onnx.load(small)
 
 
-def pt2e_int8(net: nn.Module, example: Tensor, shapes: Any, images: Tensor) -> nn.Module:
-    """A network -> the same with int8 weights and activations for ExecuTorch's XNNPACK backend."""
+def pt2e_int8(captured: nn.Module, images: Tensor, batch: int = _BATCH) -> nn.Module:
+    """The module of an exported program -> the same with int8 weights and activations for ExecuTorch's XNNPACK backend.
+
+    `batch` is how many of the calibration images it takes at once.
+    """
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
@@ -75,8 +77,7 @@ def pt2e_int8(net: nn.Module, example: Tensor, shapes: Any, images: Tensor) -> n
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-    captured = torch.export.export(net, (example,), dynamic_shapes=shapes).module()
     observed = prepare_pt2e(captured, quantizer)
-    for batch in images.split(_BATCH if shapes else 1):
-        observed(batch)
+    for part in images.split(batch):
+        observed(part)
     return convert_pt2e(observed)

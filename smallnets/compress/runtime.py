@@ -46,8 +46,12 @@ class Exported:
             takes = ", ".join(map(str, self.shape))
             raise UserError(f"{self.path.name} takes images of (N, {takes}), got {tuple(images.shape)}")
         images = images.detach().float().cpu().contiguous()
-        parts = images.split(self.most) if self.most else (images,)
-        return torch.cat([self._run(part) for part in parts])
+        return in_parts(self._run, self.most or len(images))(images)
+
+
+def in_parts(call: Callable[[Tensor], Tensor], most: int) -> Callable[[Tensor], Tensor]:
+    """A call that takes at most so many images at once, for any number of them."""
+    return lambda images: torch.cat([call(part) for part in images.split(most)])
 
 
 def require(format: str) -> None:
@@ -61,7 +65,10 @@ def require(format: str) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the notes of exporters and runtimes on themselves; their errors are raised as ever."""
-    names = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "executorch", "torchao", "root")
+    names = (
+        "torch.onnx", "torch.export", "torch._export", "torch.utils._pytree", "onnxscript", "executorch", "torchao",
+        "root",
+    )  # fmt: skip
     before = {name: logging.getLogger(name).level for name in names}
     try:
         for name in names:
@@ -101,19 +108,28 @@ def open_exported(path: str | Path, threads: int | None = None) -> Exported:
         raise RunError(f"{path} is not a file that the {format} runtime reads: {reason[:300]}") from error
 
 
-def _open_onnx(path: Path, threads: int | None) -> Exported:
+def _onnx_session(model: str | bytes, threads: int | None) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    entry = session.get_inputs()[0]
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {entry.name: images.numpy()})[0])
 
-    return Exported(path, "onnx", tuple(entry.shape[1:]), None, run)
+def onnx_call(model: bytes) -> Callable[[Tensor], Tensor]:
+    """The bytes of an ONNX model in ONNX Runtime: images -> logits."""
+    return _call_of(_onnx_session(model, None))
+
+
+def _call_of(session: Any) -> Callable[[Tensor], Tensor]:
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+
+def _open_onnx(path: Path, threads: int | None) -> Exported:
+    session = _onnx_session(str(path), threads)
+    return Exported(path, "onnx", tuple(session.get_inputs()[0].shape[1:]), None, _call_of(session))
 
 
 def _open_pt2(path: Path, threads: int | None) -> Exported:

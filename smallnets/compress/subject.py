@@ -1,6 +1,6 @@
 """What is exported: a checkpoint's network with all that its user must know."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,11 @@ class Subject:
         """(channels, rows, columns) of one image."""
         return self.in_channels, self.image_size, self.image_size
 
+    def with_row_of_now(self) -> "Subject":
+        """The same with the run's row as it stands now."""
+        folder = RunFolder.owning(self.checkpoint)
+        return replace(self, row=read_row(folder.path) if folder else None)
+
     def made_up_images(self, number: int, seed: int = 0) -> Tensor:
         """`number` images of random pixels, normalised as the data are: for comparing logits without the data."""
         pixels = torch.rand(number, *self.shape, generator=Generator().manual_seed(seed))
@@ -69,10 +74,11 @@ def read_subject(path: str | Path, net: nn.Module | None = None) -> Subject:
         UserError: no such file, or not a checkpoint of smallnets.
         RunError: the file is cut short or damaged.
     """
+    path = Path(path).expanduser()
     checkpoint = read_checkpoint(path)
     about = checkpoint[CHECKPOINT_KEY]
     loaded = network_of(checkpoint, path, net)
-    folder = RunFolder.owning(Path(path))
+    folder = RunFolder.owning(path)
     return Subject(
         net=fake_quantized(checkpoint, loaded) or loaded,
         name=name_of(loaded),
@@ -83,6 +89,6 @@ def read_subject(path: str | Path, net: nn.Module | None = None) -> Subject:
         classes=tuple(about["classes"]),
         data=about["data"],
         split_seed=about["split_seed"],
-        checkpoint=Path(path),
+        checkpoint=path,
         row=read_row(folder.path) if folder else None,
     )

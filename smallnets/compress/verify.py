@@ -10,8 +10,12 @@ from smallnets.compress.runtime import Exported
 from smallnets.errors import RunError
 
 # The relative error of logits that an export in a precision may have. Rounding alone gives some 1e-6 in fp32, 1e-3 in
-# fp16, 1e-2 in bf16 and 1e-2 to 1e-1 in int8; a wrong padding, a lost layer or a swapped channel gives 0.3 and more.
-TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2, "int8": 0.25}
+# fp16, 1e-2 in bf16 and 1e-2 to 1e-1 in int8. A wrong padding of one layer or two swapped channels may give no more
+# than 0.04: in fp32 and fp16 that shows, in int8 it does not. So the graph that int8 rounds is held against the network
+# before (`export.to_file`), and what is left to the bounds of int8 is rounding that destroys.
+TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2, "int8": 0.15}
+# The least share of images whose class is the network's; the others' error leaves no room for another.
+SAME_CLASS = {"fp32": 0.0, "fp16": 0.0, "bf16": 0.0, "int8": 0.85}
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,13 @@ class Agreement:
     images: int
 
     def require(self, dtype: str, name: str) -> None:
-        """RunError unless the relative error is within the tolerance of `dtype`; NaN never is."""
-        if not self.relative <= TOLERANCE[dtype]:
+        """RunError unless error and classes are within what `dtype` is allowed; NaN never is."""
+        if not (self.relative <= TOLERANCE[dtype] and self.same_class >= SAME_CLASS[dtype]):
+            least = f" (at least {SAME_CLASS[dtype]:.0%})" if SAME_CLASS[dtype] else ""
             raise RunError(
                 f"{name} does not compute what the network computes: relative error of the logits {self.relative:.2g}"
                 f" (allowed for {dtype}: {TOLERANCE[dtype]:g}), largest difference {self.largest:.2g}, same class for"
-                f" {self.same_class:.1%} of {self.images} images"
+                f" {self.same_class:.1%} of {self.images} images{least}"
             )
 
 
@@ -78,7 +83,8 @@ def accuracy(net: nn.Module | Exported, images: Tensor, labels: Tensor, batch_si
 
 def _logits(net: nn.Module, images: Tensor) -> Tensor:
     was = net.training
+    device = next((each.device for each in net.parameters()), images.device)
     try:
-        return net.eval()(images).float()
+        return net.eval()(images.to(device)).float().cpu()
     finally:
         net.train(was)

@@ -38,6 +38,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             # torch.load does not compare checksums: a flipped bit in a weight would pass.
             if (member := archive.testzip()) is not None:
                 raise RunError(f"{path} is damaged: the checksum of {member} is wrong")
+            # Any other archive: a file of torch.export, say.
+            if not any(name.endswith("/data.pkl") for name in archive.namelist()):
+                raise UserError(f"{path} is not a checkpoint of smallnets: an archive of something else")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise RunError(f"{path} is damaged: {str(error).splitlines()[0]}") from error

@@ -49,6 +49,22 @@ def end_reading(folder: Path, figures: dict[str, float], size: int) -> dict[str,
     return update_row(folder, **values, test_size=size)
 
 
+def may_compare_file(folder: Path, checkpoint: Path) -> str | None:
+    """Why the test images are not for comparing a file with its network; None if the figure of this very checkpoint
+    stands in the run's row, so that nothing can be chosen by them any more."""
+    row = read_row(folder)
+    if row is None or not row.get("test_reads"):
+        return "the run's test figure has not been read"
+    if row.get("test_accuracy") is None or row.get("test_checkpoint") != file_digest(checkpoint):
+        return "the run's test figure is that of another checkpoint, or its reading was broken off"
+    return None
+
+
+def count_file_reading(folder: Path) -> None:
+    """Counts that test images are read again to hold a file against its network: `file_test_reads` in the row."""
+    update_row(folder, file_test_reads=((read_row(folder) or {}).get("file_test_reads") or 0) + 1)
+
+
 def file_digest(path: Path) -> str:
     """Sixteen hexadecimal digits of a file's SHA-256."""
     with path.open("rb") as file:

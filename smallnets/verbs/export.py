@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
-from torch import Tensor
 
 from smallnets.bench.machine import describe_machine
 from smallnets.compress.card import Facts, card
 from smallnets.compress.export import DTYPES, prepared, require_trained, to_file
+from smallnets.compress.on_test import require_countable
 from smallnets.compress.runtime import FORMATS, Exported, open_exported, require
 from smallnets.compress.subject import Subject, read_subject
-from smallnets.compress.verify import Agreement, accuracy, compare_logits
 from smallnets.config import expand_arguments
-from smallnets.data import ImageData, normalise
+from smallnets.data import ImageData
 from smallnets.errors import UserError
 from smallnets.measure import count
 from smallnets.measure.latency import Latency, all_threads, latencies, latency_of, torch_threads
@@ -28,9 +27,10 @@ from smallnets.results.run import RunFolder
 from smallnets.surgery import FakeQuantized
 from smallnets.verbs.messages import as_user_errors, parser_message, short_warnings
 from smallnets.verbs.score import course_scores
+from smallnets.verbs.verified import COMPARED, Images, Verified, verify
 
 _BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8}
-_COMPARED = 64  # images whose logits are compared
+_VERIFY = ("logits", "full", "test")
 _BATCHES = (1, 32)
 
 
@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
         options = _options(parser, list(argv))
         out = _checked(options)
         subject = read_subject(options.checkpoint)
-        images = _Images(parser, options, subject)
+        images = Images(parser, options, subject)
         trained = isinstance(subject.net, FakeQuantized)
         if trained:
             require_trained(options.format, options.dtype, options.checkpoint)
@@ -55,9 +55,9 @@ def run(argv: Sequence[str]) -> int:
         page = out.with_name(out.name + ".md")
         with _beside(out) as part:
             to_file(subject.net, part, subject.shape, options.format, options.dtype, calibration, notes)
-            agreement, compared_on, found = _verify(subject, part, options, images)
-            facts = _facts(subject, part, options, agreement, compared_on, found)
-            write_text(page, card(subject, facts, out))
+            verified = verify(subject, part, options, images, out.name)
+            facts = _facts(subject, part, options, verified)
+            write_text(page, card(subject.with_row_of_now(), facts, out))
             part.replace(out)
         _say(out, page, facts)
     return 0
@@ -67,14 +67,19 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="smallnets export", exit_on_error=False, description=run.__doc__)
     parser.add_argument("checkpoint", type=str, metavar="CKPT", help="a checkpoint that a run wrote")
     parser.add_argument("--format", type=str, default="onnx", help=f"one of {', '.join(FORMATS)} (default: onnx)")
-    parser.add_argument("--output", type=str, default="", metavar="FILE", help=f"ends in {', '.join(FORMATS.values())}")
+    parser.add_argument(
+        "--output", type=str, default="", metavar="FILE",
+        help=f"ends in {', '.join(FORMATS.values())} (default: NAME-RUN.SUFFIX here, by the checkpoint's run; without"
+        " one, by the checkpoint)",
+    )  # fmt: skip
     allowed = "; ".join(f"{name}: {', '.join(of)}" for name, of in DTYPES.items())
     parser.add_argument("--dtype", type=str, default="fp32", help=f"of weights and arithmetic ({allowed})")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     parser.add_argument(
-        "--verify", type=str, default="logits", metavar="logits|full",
-        help=f"logits: of {_COMPARED} images; full: of all validation images, and the accuracy of file and network (the"
-        " test set is for `smallnets test` alone)",
+        "--verify", type=str, default="logits", metavar="|".join(_VERIFY),
+        help=f"logits: of {COMPARED} images; full: of all validation images, and the accuracy of file and network; on"
+        " the test images too where `smallnets test` has read them for this checkpoint; test: like full, and reads the"
+        " test set if nobody has, for network and file at once, which the run's row counts",
     )  # fmt: skip
     parser.add_argument(
         "--calibration",
@@ -113,14 +118,17 @@ def _checked(options: Namespace) -> Path:
         raise UserError(
             f"--dtype of {options.format} is one of {', '.join(DTYPES[options.format])}, got {options.dtype!r}"
         )
-    if options.verify not in ("logits", "full"):
-        raise UserError(f"--verify is logits or full, got {options.verify!r}")
+    if options.verify not in _VERIFY:
+        raise UserError(f"--verify is {', '.join(_VERIFY[:-1])} or {_VERIFY[-1]}, got {options.verify!r}")
     if options.dtype == "int8" and options.calibration < 1:
         raise UserError(f"--calibration: int8 needs at least one training image, got {options.calibration}")
     suffix = FORMATS[options.format]
-    if not options.output.endswith(suffix):
-        raise UserError(f"--output: a file of {options.format} ends in {suffix}, got {options.output or 'none'}")
-    out = Path(options.output)
+    # A shell leaves the ~ of --output=~/net.onnx as it is.
+    out = Path(options.output).expanduser() if options.output else Path(_default_stem(options.checkpoint) + suffix)
+    if out.suffix != suffix:
+        raise UserError(f"--output: a file of {options.format} ends in {suffix}, got {options.output}")
+    if options.verify == "test":
+        require_countable(Path(options.checkpoint))
     if not out.parent.is_dir():
         raise UserError(f"--output {out}: there is no folder {out.parent}")
     for path in (out, out.with_name(out.name + ".md")):
@@ -128,6 +136,12 @@ def _checked(options: Namespace) -> Path:
             raise UserError(f"{path} is there already; --overwrite replaces it")
     require(options.format)
     return out
+
+
+def _default_stem(checkpoint: str) -> str:
+    """The run's name and number, or the name of a checkpoint that lies in no run."""
+    owner = RunFolder.owning(Path(checkpoint).expanduser())
+    return f"{owner.name}-{owner.run}" if owner else Path(checkpoint).stem
 
 
 @contextmanager
@@ -140,68 +154,7 @@ def _beside(out: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-class _Images:
-    """Training and validation images of the run's own split, read when they are first asked for."""
-
-    def __init__(self, parser: ArgumentParser, options: Namespace, subject: Subject) -> None:
-        self._parser, self._options, self._subject = parser, options, subject
-        self._data: ImageData | None = None
-
-    def of(self, split: str, number: int | None) -> tuple[Tensor, Tensor]:
-        """The first `number` images of a split, normalised as the checkpoint says and never augmented, and labels."""
-        data = self._data = self._data or self._read()
-        loader = data.train_dataloader() if split == "train" else data.val_dataloader()
-        images, labels, have = [], [], 0
-        for pixels, known, _ in loader:
-            images.append(normalise(pixels, self._subject.mean or data.mean, self._subject.std or data.std))
-            labels.append(known)
-            have += len(known)
-            if number is not None and have >= number:
-                break
-        return torch.cat(images)[:number], torch.cat(labels)[:number]
-
-    def _read(self) -> ImageData:
-        if self._options.get("data") is None:
-            raise UserError(
-                f"{self._subject.checkpoint} lies in no run's folder, so its data are not known: give --data=NAME"
-                " or --config FILE"
-            )
-        data: ImageData = self._parser.instantiate_classes(self._options).data
-        for option, has, wants in (
-            ("", data.name, self._subject.data),
-            (".split_seed", data.split_seed, self._subject.split_seed),
-        ):
-            if wants is not None and has != wants:
-                raise UserError(f"--data{option}={has}: {self._subject.checkpoint} was trained with {wants}")
-        data.augment = []
-        data.prepare_data()
-        data.setup("fit")
-        return data
-
-
-def _verify(
-    subject: Subject, part: Path, options: Namespace, images: _Images
-) -> tuple[Agreement, str, dict[str, float]]:
-    """Agreement of logits, the images in words, and accuracies if asked for. RunError unless the logits agree."""
-    file = open_exported(part)
-    found: dict[str, float] = {}
-    if options.verify == "full":
-        compared, labels = images.of("val", None)
-        words = "validation images"
-        found = {"network": accuracy(subject.net, compared, labels), "file": accuracy(file, compared, labels)}
-    elif options.dtype == "int8":
-        # Ranges were taken from images like these; noise would lie outside of them.
-        compared, words = images.of("val", _COMPARED)[0], "validation images"
-    else:
-        compared, words = subject.made_up_images(_COMPARED), "images of random pixels"
-    agreement = compare_logits(subject.net, file, compared)
-    agreement.require(options.dtype, Path(options.output).name)
-    return agreement, words, found
-
-
-def _facts(
-    subject: Subject, part: Path, options: Namespace, agreement: Agreement, words: str, found: dict[str, float]
-) -> Facts:
+def _facts(subject: Subject, part: Path, options: Namespace, verified: Verified) -> Facts:
     size, channels, bits = subject.image_size, subject.in_channels, _BITS[options.dtype]
     stored = subject.stored
     counts, folded = count(stored, size, channels), prepared(stored)
@@ -212,12 +165,13 @@ def _facts(
         size=part.stat().st_size,
         counts=counts,
         memory=memory(folded, size, channels),
-        course=course_scores(counts.parameters, counts.nonzero_parameters, counts.macs, bits, bits),
+        course=course_scores(stored, counts, bits, bits),
         micronet=micronet_score(folded, size, channels, bits, bits),
         most=open_exported(part).most,
-        agreement=agreement,
-        compared_on=words,
-        val_accuracy=found,
+        agreement=verified.agreement,
+        compared_on=verified.words,
+        accuracies=verified.accuracies,
+        no_test=verified.no_test,
         latencies=_latencies(subject, part, options.calls) if options.calls > 0 else (),
         machine=f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']}, torch {torch.__version__}",
         licence=options.licence,
@@ -246,8 +200,11 @@ def _say(out: Path, page: Path, facts: Facts) -> None:
         f"{out}: {facts.format} {facts.dtype}, {facts.size:,} bytes; relative error of logits {agreement.relative:.2g}"
         f" on {agreement.images} {facts.compared_on}"
     )
-    for name, value in facts.val_accuracy.items():
-        print(f"validation accuracy of the {name}: {value:.4f}")
+    for part, values in facts.accuracies.items():
+        for name, value in values.items():
+            print(f"{part} accuracy of the {name}: {value:.4f}")
+    if facts.no_test:
+        print(f"test images not compared: {facts.no_test}")
     for batch, threads, latency in facts.latencies:
         print(f"batch {batch}, threads {threads}: {1e3 * latency.median:.3g} ms (95 %: {1e3 * latency.p95:.3g} ms)")
     print(f"card: {page}", flush=True)

@@ -30,14 +30,15 @@ _NOISE = (
 
 # The disk, a quota or a file's largest size.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_ROOM = "; what was written before is whole: make room, then go on with --ckpt_path=last"
+RESUME = "; what was written before is whole: make room, then go on with --ckpt_path=last"
 
 
 @contextmanager
-def as_user_errors(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
+def as_user_errors(options: Callable[[], Iterable[str]] = list, on_full: str = "") -> Iterator[None]:
     """Turns parser errors, misconfigurations and files that cannot be written, in a `with` block, into UserErrors.
 
     `options` gives the names of all options, for the nearest to a misspelt one; it is called after an error only.
+    `on_full` is what to do when the disk is full.
     """
     try:
         yield
@@ -63,7 +64,7 @@ def as_user_errors(options: Callable[[], Iterable[str]] = list) -> Iterator[None
         if error.filename is None and error.errno not in _FULL:
             raise
         where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-        raise RunError(f"{where}{error.strerror}{_ROOM if error.errno in _FULL else ''}") from error
+        raise RunError(f"{where}{error.strerror}{on_full if error.errno in _FULL else ''}") from error
 
 
 def _user_error_in(error: BaseException) -> UserError | None:
