@@ -54,6 +54,7 @@ BARS = {
         "nothing but a loss, Lightning's own cost": None,
         "a metric updated and two values logged a step": None,
     },
+    "optimizer": {"SGD": None, "SGD, fused": None, "Adam": None, "Adam, fused": None},
     "adabound": {"against its package": ("<=", 0.6), "against Adam": None, "operations": ("<=", 15)},
     "masks": {"masks": None, "torch.nn.utils.prune": None, "operations": ("<=", 1)},
     "quaternion": {

@@ -7,6 +7,7 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from smallnets.callbacks.budget import check_budgets
 from smallnets.callbacks.checkpoint import forget_best
 from smallnets.callbacks.structure import require_whole_weights
 from smallnets.data.chunks import unchunked
@@ -117,6 +118,11 @@ class PruningSchedule(StepCallback):
     def record(self) -> dict[str, Any]:
         return {**self.settings, "rounds": self._rounds, "layers": self._layers} if self._rounds else {}
 
+    @property
+    def masks_ahead(self) -> bool:
+        """Whether masks will still remove weights in this fit."""
+        return len(self._rounds) < len(self._changes)
+
     # -- before the first step ---------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -209,6 +215,8 @@ class PruningSchedule(StepCallback):
         module.set_masks(masks)
         forget_best(trainer)
         self._note(trainer, module.net, masks, step)
+        if not self.masks_ahead:
+            check_budgets(trainer, pl_module)
 
     def _chosen(self, trainer: L.Trainer, module: Any, step: int) -> Masks:
         """Those that rank 0 chooses; where it fails, all ranks do."""

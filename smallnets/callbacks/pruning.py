@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
-from smallnets.callbacks.budget import ParameterBudget
+from smallnets.callbacks.budget import check_budgets
 from smallnets.callbacks.channels import ChannelRecord, image_of, request_of, round_times
 from smallnets.callbacks.masks import PruningSchedule, criterion_batches, criterion_loader
 from smallnets.callbacks.structure import change_on_all_ranks, rebuild, require_whole_weights
@@ -234,11 +234,7 @@ class ChannelPruning(Callback):
         self._change(trainer, pl_module, step)
         rebuild(trainer, pl_module)
         self._record.log(trainer, step - 1 if step == self._last else step)
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        if not any(getattr(each, "changes_ahead", False) for each in callbacks):
-            for each in callbacks:
-                if isinstance(each, ParameterBudget):
-                    each.check(trainer, pl_module)
+        check_budgets(trainer, pl_module)
 
     def _change(self, trainer: Any, module: Any, step: int) -> None:
         net, number = module.net, len(self._record.rounds) + 1

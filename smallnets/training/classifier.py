@@ -14,7 +14,7 @@ from torchmetrics import MetricCollection
 
 from smallnets.data.seeds import global_seed, mix
 from smallnets.errors import UserError
-from smallnets.optim import param_groups, with_warmup
+from smallnets.optim import in_foreach_form, param_groups, with_warmup
 from smallnets.pruning.masks import Masks
 from smallnets.results.entry import about_data, entry
 from smallnets.results.load import CHECKPOINT_KEY, load, load_masks
@@ -154,11 +154,12 @@ class Classifier(L.LightningModule):
             self._fast.check()
 
     def make_optimizer(self) -> Optimizer:
-        """A new optimizer over the network's parameters, with empty state."""
+        """A new optimizer over the network's parameters, with empty state; its step over lists of tensors."""
         try:
-            return self.optimizer_factory(param_groups(self.net, spare_norm_and_bias=self.spare_norm_and_bias))
+            optimizer = self.optimizer_factory(param_groups(self.net, spare_norm_and_bias=self.spare_norm_and_bias))
         except ValueError as error:
             raise UserError(f"--model.optimizer: {error}") from error
+        return in_foreach_form(optimizer)
 
     def make_schedule(self, optimizer: Optimizer) -> LRScheduler | ReduceLROnPlateau | None:
         """A new schedule on `optimizer`, at its start; None for a constant rate."""

@@ -22,15 +22,15 @@ class FastSteps:
 
     Law: weights, buffers, optimizer and schedule, `trainer.global_step`, the sums of the epoch and what is logged equal
     those of the default mode, bitwise on a CPU. Every step calls, in order: the seeds of its place, the forward pass,
-    `on_before_zero_grad`, `on_before_backward`, the backward pass, `on_after_backward` and `on_before_optimizer_step` of
-    the callbacks and the module, the optimizer, masks and `StepCallback`s, the schedule if it counts steps. Lightning's
-    hooks for batches come once a chunk.
+    `on_before_zero_grad`, `on_before_backward`, the backward pass, `on_after_backward` and `on_before_optimizer_step`
+    of the callbacks and the module, the optimizer, masks and `StepCallback`s, the schedule if it counts steps.
+    Lightning's hooks for batches come once a chunk.
 
     Under DDP a chunk is one batch: DDP sends the running statistics of rank 0 to the others at a `training_step`.
 
     On a GPU forward and backward are captured once as a CUDA graph and replayed for every batch of that shape; the
-    optimizer's few fused operations stay outside, so that every optimizer and every change of rate works. The two hooks
-    that would come between forward and backward are refused there.
+    optimizer's few operations on lists of tensors (`in_foreach_form`) stay outside, so that every optimizer and every
+    change of rate works. The two hooks that would come between forward and backward are refused there.
     """
 
     def __init__(self, module: Any) -> None:
