@@ -16,7 +16,8 @@ from torch.nn.functional import cross_entropy
 from smallnets.bench import PARTS, startup
 from smallnets.bench.adabound import measure as measure_adabound
 from smallnets.bench.images import Batches, RandomImages
-from smallnets.bench.loops import Plain, Usual, Work, fresh
+from smallnets.bench.loops import Work, fresh
+from smallnets.bench.modules import Plain, Usual
 from smallnets.bench.overhead import network
 from smallnets.bench.pipeline import CHAINS, PILImages
 from smallnets.bench.rows import Bar, Row
@@ -51,6 +52,8 @@ BARS = {
         "Classifier": ("<=", 1.5),
         "Classifier, fast mode": ("<=", 0.3),
         "Classifier with Health": None,
+        "a run's folder, logs and pictures": None,
+        "and a progress bar": None,
         "nothing but a loss, Lightning's own cost": None,
         "a metric updated and two values logged a step": None,
     },

@@ -121,7 +121,7 @@ def test_other_limits_do_not_wait_and_a_fit_that_stops_before_the_masks_is_over(
 def test_the_nonzero_count_is_logged_before_and_after_the_masks(here, tiny):
     more = ["--trainer.callbacks+=ParameterBudget", "--trainer.callbacks.nonzero_parameters=466"]
     assert main(tiny("fit", *options(density=0.5, at="7it"), *more)) == 0
-    rows = csv.DictReader((here / "lightning_logs/digits-lenet/run-1/metrics.csv").open())
+    rows = csv.DictReader((here / "lightning_logs/digits-lenet/run-1/metrics.csv").read_text().splitlines())
     found = {row["step"]: row["budget/nonzero_parameters"] for row in rows if row.get("budget/nonzero_parameters")}
     assert found == {"0": "910", "7": "466"}
 

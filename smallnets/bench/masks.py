@@ -5,7 +5,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from smallnets.bench.images import CLASSES
-from smallnets.bench.loops import fresh, make_optimizer
+from smallnets.bench.loops import fresh
+from smallnets.bench.modules import make_optimizer
 from smallnets.bench.rows import Row
 from smallnets.bench.timing import Settings, alternate, compare, timed
 from smallnets.measure.dispatch import count_dispatched

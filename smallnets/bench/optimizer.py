@@ -6,7 +6,7 @@ from functools import partial
 from torch.optim import Adam, Optimizer
 
 from smallnets.bench.adabound import parameters_of_resnet20
-from smallnets.bench.loops import usual_optimizer
+from smallnets.bench.modules import usual_optimizer
 from smallnets.bench.rows import Row
 from smallnets.bench.timing import Settings, alternate, compare, timed
 from smallnets.measure.dispatch import count_dispatched
