@@ -56,18 +56,19 @@ def test_it_moves_after_its_seconds_and_at_the_last_batch(monkeypatch):
             now[0] += 1
 
     shown = io.StringIO()
+    console = {"file": shown, "force_terminal": True, "width": 200}
     net = LeNet(hidden_widths=[12], image_size=8, in_channels=1)
     trainer = L.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
         use_distributed_sampler=False, num_sanity_val_steps=0,
-        callbacks=[Second(), Counted(seconds=3.0, console_kwargs={"file": shown, "force_terminal": True, "width": 200})],
+        callbacks=[Second(), Counted(seconds=3.0, console_kwargs=console)],
     )  # fmt: skip
     data = Digits(image_size=8, in_channels=1, train_size=200, batch_size=20)
     trainer.fit(Classifier(net), datamodule=data)
     reconfigure()
     assert moved[:4] == [1, 4, 7, 10] and set(moved[4:]) == {10}  # and at the ends of validation and of the epoch
     assert len(moved) <= 6
-    assert "10/10" in shown.getvalue() and "train/loss" in shown.getvalue()
+    assert "10/10" in shown.getvalue() and "val/accuracy" in shown.getvalue()
 
 
 OPTION = "--trainer.callbacks+=test_bar.Seen"
