@@ -12,11 +12,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_interruption import checkpoint, equal, process
+from test_tensorboard import assert_pictures
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 import smallnets
 from smallnets.callbacks import EMA, ParameterBudget, PruningSchedule
+from smallnets.callbacks.layer_bars import layer_bars
 from smallnets.cli import main
 from smallnets.data import Digits, chunks
 from smallnets.data.loader import BatchLoader
@@ -290,9 +292,11 @@ def test_each_change_is_seen_in_the_row_the_curves_and_a_line(here, tiny, capsys
     assert {k: first[k] for k in ("step", "kept", "removed", "total")} == {
         "step": 4, "kept": 422, "removed": 346, "total": 768,
     }  # fmt: skip
+    assert first["kept_by_layer"] == {"head.0.weight": 422}
     assert last == {
         "step": 8, "density": 77 / 768, "kept": 77, "removed": 691, "total": 768,
         "macs": kept_macs(count(net, image_size=8, in_channels=1), masks), "packed_bytes": packed_bytes(net, masks),
+        "kept_by_layer": {"head.0.weight": 77},
     }  # fmt: skip
     assert row["nonzero_parameters"] == row["parameters"] - 691
 
@@ -306,6 +310,8 @@ def test_each_change_is_seen_in_the_row_the_curves_and_a_line(here, tiny, capsys
     events.Reload()
     assert [e.step for e in events.Scalars("density/head.0")] == [3, 7]
     assert [round(e.value, 4) for e in events.Scalars("density/total")] == [0.5495, 0.1003]
+    pictures = {3: layer_bars({"head.0": (422, 768)}), 7: layer_bars({"head.0": (77, 768)})}
+    assert_pictures(events, "layers/masks", pictures)
 
 
 def test_channel_pruning_is_in_the_row_too(here, tiny):
