@@ -12,12 +12,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_interruption import checkpoint, equal, process
+from test_tensorboard import assert_pictures
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import smallnets
 from smallnets import models
 from smallnets.callbacks import EMA, ChannelPruning, ParameterBudget
+from smallnets.callbacks.layer_bars import layer_bars
 from smallnets.callbacks.structure import digest
 from smallnets.cli import main
 from smallnets.data import Digits, chunks
@@ -229,6 +231,11 @@ def test_rounds_are_in_the_row_the_curves_and_lines_and_best_is_of_the_last(here
     }  # fmt: skip
     layers = (torch.nn.Conv2d, torch.nn.Linear)
     assert entry["widths"] == {n: len(m.weight) for n, m in net.named_modules() if isinstance(m, layers)}
+    # Output channels of all layers.
+    assert [sum(each["widths"].values()) for each in (first, last)] == [first["kept_channels"], last["kept_channels"]]
+    assert sum(entry["widths_before"].values()) == first["kept_channels"] + first["removed_channels"]
+    assert first["kept_channels"] == last["kept_channels"] + last["removed_channels"]
+    assert last["widths"] == entry["widths"] and first["widths"].keys() == last["widths"].keys()
     assert (entry["ratio"], entry["curve"], row["parameters"]) == (0.5, "geometric", counts.parameters)
     with (folder / "metrics.csv").open() as file:
         rows = {int(r["step"]): r for r in csv.DictReader(file)}
@@ -239,6 +246,12 @@ def test_rounds_are_in_the_row_the_curves_and_lines_and_best_is_of_the_last(here
     events = EventAccumulator(str(folder))
     events.Reload()
     assert [e.step for e in events.Scalars("channels/head")] == [2, 4]
+    whole = entry["widths_before"]
+    pictures = {
+        each["step"]: layer_bars({n: (each["widths"][n], whole[n]) for n, _ in net.named_modules() if n in whole})
+        for each in (first, last)
+    }
+    assert_pictures(events, "layers/channels", pictures)
 
 
 @pytest.mark.parametrize("at", ["2ep", "3ep"])
@@ -497,6 +510,7 @@ LATER = [
     ({"ratios": {"conv9": 0.5}, "at": "1ep"}, "'conv9' matches none of"),
     ({"parameters": 100, "at": "1ep", "floor": 4}, "cannot be pruned to its budget: the smallest network of floor 4"),
     ({"ratio": 0.9, "at": "1ep", "floor": 4}, "the floor of 4 lets 32 go"),
+    ({"ratio": 0.9, "at": "1ep", "multiple": 4}, "widths in multiples of 4 and the floor of 1 let 32 go"),
     ({"ratio": 0.5, "at": "1ep", "criterion": "taylor", "batches": 3}, "batches=3, but an epoch has 2"),
 ]
 

@@ -16,7 +16,9 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 
 from smallnets.data import CIFAR10, CIFAR100, MNIST, Digits, ImageData, ImageFolder, ImageNet64
+from smallnets.data.arrays import Arrays
 from smallnets.data.loader import Place
+from smallnets.data.modules import _fits
 from smallnets.errors import RunError, UserError
 
 Published = dict[str, np.ndarray]
@@ -588,3 +590,30 @@ def test_the_real_cifar10(real: Callable[..., ImageData]) -> None:
     np.testing.assert_allclose(data.std, [0.2470, 0.2435, 0.2616], atol=5e-4)
     assert data.batches_per_epoch() == 352
     assert data.classes[0] == "airplane"
+
+
+@pytest.mark.parametrize("free", [2 * 6400 - 1, 2 * 6400])
+def test_a_set_of_more_than_half_the_free_memory_of_a_gpu_stays_pinned_on_the_host(monkeypatch, free):
+    """A GPU by name alone: what would be copied to it is noted, and stays here. 100 images are of 64 bytes each."""
+    gpu, home, copied = torch.device("cuda"), torch.Tensor.to, []
+
+    def to(tensor, device, *rest, **more):
+        copied.append(more) if device == gpu else None
+        return tensor if device == gpu else home(tensor, device, *rest, **more)
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 0))
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(len(tensor)) or tensor)
+    data = Digits(image_size=8, in_channels=1)
+    monkeypatch.setattr(data, "_device", lambda: gpu)
+    arrays = Arrays(torch.zeros(100, 1, 8, 8, dtype=torch.uint8), torch.zeros(100, dtype=torch.int64), ["0"])
+    assert data._placed(arrays)[0] is data._placed(arrays)[0], "moved once"
+    assert len(copied) == (2 if free == 2 * 6400 else 0), "images and labels, or nothing"
+    assert _fits(arrays.images, torch.device("cpu"))
+    if free == 2 * 6400:
+        return
+    batches = list(data._loader(arrays, np.arange(100), 50, shuffle=True, train=True))
+    assert [len(images) for images, _, _ in batches] == [50, 50]
+    # Images and labels of two batches, each without waiting.
+    assert pinned == [50] * 4 and copied == [{"non_blocking": True}] * 4

@@ -1,13 +1,19 @@
 """The fast mode: the same results as the default mode, bit for bit on a CPU."""
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from test_interruption import HARD, checkpoint, equal, process
+from torch import nn
 
 from smallnets.cli import main
-from smallnets.data import chunks
+from smallnets.data import Digits, chunks
 from smallnets.data.chunks import ChunkedLoader
 from smallnets.data.loader import BatchLoader
+from smallnets.errors import UserError
+from smallnets.training import Classifier
+from smallnets.training.fast import FastSteps
 
 pytestmark = pytest.mark.filterwarnings("default::smallnets.callbacks.HealthWarning")
 
@@ -67,6 +73,58 @@ def test_killed_within_an_epoch_and_resumed_it_ends_where_the_default_mode_ends(
     assert main([*fast, "--name=cut", "--ckpt_path=last"]) == 0
     assert_same_run(here)
     assert_same_run(here, "plain", "cut")
+
+
+HOOKS = """
+import torch
+from lightning.pytorch.callbacks import Callback
+
+class Meddle(Callback):
+    "Every hook around a backward pass changes the weights that the run ends with."
+
+    def on_before_zero_grad(self, trainer, module, optimizer):
+        for each in module.net.parameters():
+            each.data.mul_(0.999)
+            if each.grad is not None:
+                each.data.sub_(each.grad, alpha=1e-4)
+
+    def on_before_backward(self, trainer, module, loss):
+        loss.register_hook(lambda gradient: gradient * 1.5)
+
+    def on_after_backward(self, trainer, module):
+        for each in module.net.parameters():
+            each.grad.sign_()
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        for each in module.net.parameters():
+            each.grad.add_(0.125)
+"""
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_every_hook_around_the_backward_pass_is_called(here, tiny, own, processes):
+    (own / "own_hooks.py").write_text(HOOKS)
+    more = [] if processes == 1 else ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=20"]
+    run = tiny("fit", *more, "--trainer.callbacks+=own_hooks.Meddle", net="own_nets.Net")
+    for name, options in {"plain": [], "fast": ["--model.fast=true"]}.items():
+        if processes == 1:
+            assert main([*run, f"--name={name}", *options]) == 0
+        else:
+            done = process([*run, f"--name={name}", *options])
+            assert done.returncode == 0, done.stderr
+    assert_same_run(here)
+
+
+@pytest.mark.parametrize("hook", ["on_before_zero_grad", "on_before_backward"])
+def test_hooks_within_a_captured_step_are_refused(monkeypatch, hook):
+    """Also those that are no method of the callback's class."""
+    module = Classifier(nn.Flatten(), fast=True)
+    trainer = L.Trainer(callbacks=[LambdaCallback(**{hook: print})], accelerator="cpu", logger=False)
+    module.trainer, trainer.datamodule = trainer, Digits()
+    module._fast.check()
+    monkeypatch.setattr(FastSteps, "_captures", lambda self: True)
+    with pytest.raises(UserError, match=rf"on a GPU runs .*: LambdaCallback\.{hook}, which .* would not be called"):
+        module._fast.check()
 
 
 @pytest.mark.parametrize(

@@ -61,13 +61,13 @@ def test_killed_at_a_random_step_and_resumed_it_ends_where_the_uninterrupted_run
     step = random.SystemRandom().randint(3, 14)
     kill = ["--trainer.callbacks+=own_nets.KillAt", f"--trainer.callbacks.step={step}"]
     died = process([*run, "--name=cut", *kill])
-    assert died.returncode == -9, died.stderr
+    assert died.returncode == -9, f"to be killed after step {step}: {died.stderr}"
     folder = here / "lightning_logs/cut/run-1"
-    assert read_row(folder) is None, "a run that was killed must not look ended"
+    assert read_row(folder) is None, f"killed after step {step}: it must not look ended"
     stood = checkpoint(folder / "checkpoints/last.ckpt")["global_step"]
-    assert stood <= step
+    assert stood <= step, f"killed after step {step}"
 
-    assert main([*run, "--name=cut", "--ckpt_path=last"]) == 0
+    assert main([*run, "--name=cut", "--ckpt_path=last"]) == 0, f"killed after step {step}, resumed from step {stood}"
     a = checkpoint(here / "lightning_logs/whole/run-1/checkpoints/last.ckpt")
     b = checkpoint(folder / "checkpoints/last.ckpt")
     where = f"killed after step {step}, resumed from step {stood}"
@@ -177,3 +177,30 @@ def test_two_processes_share_an_epoch_and_hold_the_same(here, tiny, own, tmp_pat
     assert whole["global_step"] == again["global_step"] == 15
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         assert equal(whole[part], again[part]), part
+
+
+MASKS = ("PruningSchedule", "density=0.1", "curve=cubic", "start=1it", "end=8it", "every=3it")  # at steps 4, 7 and 8
+CHANNELS = ("ChannelPruning", "ratio=0.5", "rounds=2", "every=1ep")  # at steps 5 and 10
+
+
+@pytest.mark.parametrize("pruning", [MASKS, CHANNELS], ids=["masks", "channels"])
+def test_two_processes_killed_within_a_schedule_end_where_the_uninterrupted_ones_end(here, tiny, own, pruning):
+    """Killed after step 7 and resumed from step 6: one change is behind them, and one or two are ahead."""
+    name, *options = pruning
+    run = tiny(
+        "fit", "--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=20", "--trainer.max_epochs=3",
+        "--checkpoint_every=6", f"--trainer.callbacks+={name}", *(f"--trainer.callbacks.{each}" for each in options),
+        net="own_nets.Net",
+    )  # fmt: skip
+    died = process([*run, "--name=cut", "--trainer.callbacks+=own_nets.KillAt", "--trainer.callbacks.step=7"])
+    assert died.returncode == -9, died.stderr
+    last = here / "lightning_logs/cut/run-1/checkpoints/last.ckpt"
+    assert checkpoint(last)["global_step"] == 6
+    for command in ([*run, "--name=cut", "--ckpt_path=last"], [*run, "--name=whole"]):
+        done = process(command)
+        assert done.returncode == 0, done.stderr
+    cut, whole = checkpoint(last), checkpoint(here / "lightning_logs/whole/run-1/checkpoints/last.ckpt")
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "smallnets"):
+        assert equal(cut[part], whole[part]), part
+    rows = [read_row(here / f"lightning_logs/{each}/run-1") for each in ("cut", "whole")]
+    assert rows[0]["pruning"] == rows[1]["pruning"] and len(rows[0]["pruning"][0]["rounds"]) == len(options) // 2 + 1

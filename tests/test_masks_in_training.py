@@ -95,6 +95,28 @@ def test_a_masked_weight_that_moved_breaks_the_run(here):
         fit(classifier(), PruningSchedule(density=0.25, at="2it"), Meddles())
 
 
+@pytest.mark.filterwarnings("ignore:Encountered `nan` values in tensor")
+@pytest.mark.parametrize(("check", "steps"), [("step", 3), ("epoch", 5)])
+def test_an_infinite_gradient_of_a_masked_weight_is_found_at_its_step_in_the_debug_mode_alone(here, check, steps):
+    """Infinity times 0 is not 0: the weight is no longer masked after step 3, of 5 in an epoch."""
+
+    class Overflows(StepCallback):
+        taken = 0
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            Overflows.taken += 1
+            if trainer.global_step == 2:
+                name, mask = next(iter(pl_module.masks.items()))
+                pl_module.masks.weights(pl_module.net)[name].grad[~mask] = float("inf")
+
+        def after_optimizer_step(self, trainer, pl_module, step):
+            pass
+
+    with pytest.raises(RunError, match=r"conv1.weight: \d+ of \d+ masked weights are not 0.0"):
+        fit(classifier(check_masks=check), PruningSchedule(density=0.25, at="0it"), Overflows())
+    assert Overflows.taken == steps
+
+
 @pytest.mark.parametrize("unit", ["component", "quaternion"])
 def test_the_count_of_zeros_in_quaternion_layers_is_exact_after_every_optimizer_step(here, unit):
     torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """Parameter groups, warm-up and planned rates."""
 
+import copy
 import math
 
 import pytest
@@ -21,15 +22,19 @@ from torch.optim.lr_scheduler import (
 )
 
 from smallnets.errors import RunError, UserError
+from smallnets.measure.dispatch import count_dispatched
+from smallnets.models import resnet20
 from smallnets.optim import (
     AdaBound,
     Length,
+    in_foreach_form,
     param_groups,
     plan_findings,
     planned_rates,
     rate_far_from_reference,
     with_warmup,
 )
+from smallnets.training import Classifier
 
 # -- parameter groups ----------------------------------------------------------------------------------------------
 
@@ -381,3 +386,48 @@ def test_sgd_without_momentum_takes_a_tenfold_rate():
     assert rate_far_from_reference(optimizer, 1.0, 128) is None
     message = rate_far_from_reference(optimizer, 10.0, 128)
     assert message is not None and "is 10x" in message and "momentum 0 (1)" in message
+
+
+# -- over lists of tensors -------------------------------------------------------------------------------------------
+
+
+def steps_of(net, optimizer):
+    """The weights after five steps on the same made-up gradients, and the operations of the last step."""
+    generator = torch.Generator().manual_seed(1)
+    for number in range(5):
+        for each in net.parameters():
+            each.grad = torch.randn(each.shape, generator=generator)
+        operations = count_dispatched(optimizer.step) if number == 4 else optimizer.step()
+    return [each.detach() for each in net.parameters()], operations
+
+
+@pytest.mark.parametrize(
+    ("make", "one_by_one", "lists"),
+    [
+        (lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-4), 262, 6),
+        (lambda p: Adam(p, lr=1e-3, weight_decay=5e-4), 652, 142),
+        (lambda p: AdamW(p, lr=1e-3), 652, 142),
+        (lambda p: RMSprop(p, lr=1e-3, momentum=0.9), 522, 11),
+    ],
+)
+def test_a_classifier_steps_over_lists_of_tensors_and_its_weights_are_bitwise_the_same(make, one_by_one, lists):
+    """Of a ResNet-20, whose parameters are 65 tensors."""
+    module = Classifier(resnet20(), optimizer=make)
+    plain = copy.deepcopy(module.net)
+    theirs, many = steps_of(plain, make(plain.parameters()))
+    ours, few = steps_of(module.net, module.make_optimizer())
+    assert (many, few) == (one_by_one, lists)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_form_that_was_chosen_stays():
+    def group(**options):
+        optimizer = in_foreach_form(SGD([nn.Parameter(torch.zeros(2))], lr=0.1, **options))
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))]})
+        assert all(each["foreach"] is optimizer.defaults["foreach"] for each in optimizer.param_groups)
+        return optimizer.param_groups[0]["foreach"]
+
+    assert group() is True
+    assert group(foreach=False) is False
+    assert group(fused=True) is None
+    assert group(differentiable=True) is None

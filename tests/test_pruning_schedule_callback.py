@@ -12,17 +12,19 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_interruption import checkpoint, equal, process
+from test_tensorboard import assert_pictures
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 import smallnets
-from smallnets.callbacks import EMA, PruningSchedule
+from smallnets.callbacks import EMA, ParameterBudget, PruningSchedule
+from smallnets.callbacks.layer_bars import layer_bars
 from smallnets.cli import main
 from smallnets.data import Digits, chunks
 from smallnets.data.loader import BatchLoader
 from smallnets.data.seeds import mix
 from smallnets.errors import RunError, UserError
-from smallnets.measure import count
+from smallnets.measure import BudgetExceeded, count
 from smallnets.models import LeNet
 from smallnets.pruning import Masks, select
 from smallnets.pruning.criteria import Movement, magnitude, taylor
@@ -84,6 +86,46 @@ class Watch(L.Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         self.masks.append(module.masks)
         self.weights.append({k: v.detach().clone() for k, v in module.net.named_parameters()})
+
+
+# -- a budget of nonzero parameters -----------------------------------------------------------------------------------
+
+
+# 768 + 120 weights that have masks and 22 biases: 910 parameters. Half of the weights are left: 444 + 22.
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("at", ["1it", "7it", "10it"])
+def test_a_limit_on_nonzero_parameters_waits_for_the_last_masks(here, at, first, fast):
+    watch, budget, half = Watch(), ParameterBudget(nonzero_parameters=466), PruningSchedule(density=0.5, at=at)
+    fit(classifier(fast=fast), watch, *((budget, half) if first else (half, budget)))
+    with pytest.raises(BudgetExceeded, match=r"nonzero_parameters 466 > limit 465\n"):
+        fit(classifier(), watch, ParameterBudget(nonzero_parameters=465), PruningSchedule(density=0.5, at=at))
+    if not fast:  # broken right after the change, not by the next batch
+        assert len(watch.masks) == 10 + int(at.removesuffix("it"))
+
+
+def test_other_limits_do_not_wait_and_a_fit_that_stops_before_the_masks_is_over(here):
+    def run(limits, *more, **given):
+        watch = Watch()
+        with pytest.raises(BudgetExceeded) as caught:
+            fit(classifier(), watch, ParameterBudget(**limits), PruningSchedule(density=0.5, at="7it"), *more, **given)
+        return str(caught.value).splitlines()[0].partition(": ")[2], len(watch.masks)
+
+    assert run({"nonzero_parameters": 466, "parameters": 909}) == ("parameters 910 > limit 909", 1)
+
+    class Stop(L.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            trainer.should_stop = True
+
+    assert run({"nonzero_parameters": 466}, Stop()) == ("nonzero_parameters 910 > limit 466", 5)
+
+
+def test_the_nonzero_count_is_logged_before_and_after_the_masks(here, tiny):
+    more = ["--trainer.callbacks+=ParameterBudget", "--trainer.callbacks.nonzero_parameters=466"]
+    assert main(tiny("fit", *options(density=0.5, at="7it"), *more)) == 0
+    rows = csv.DictReader((here / "lightning_logs/digits-lenet/run-1/metrics.csv").read_text().splitlines())
+    found = {row["step"]: row["budget/nonzero_parameters"] for row in rows if row.get("budget/nonzero_parameters")}
+    assert found == {"0": "910", "7": "466"}
 
 
 # -- when and how far --------------------------------------------------------------------------------------------------
@@ -250,9 +292,11 @@ def test_each_change_is_seen_in_the_row_the_curves_and_a_line(here, tiny, capsys
     assert {k: first[k] for k in ("step", "kept", "removed", "total")} == {
         "step": 4, "kept": 422, "removed": 346, "total": 768,
     }  # fmt: skip
+    assert first["kept_by_layer"] == {"head.0.weight": 422}
     assert last == {
         "step": 8, "density": 77 / 768, "kept": 77, "removed": 691, "total": 768,
         "macs": kept_macs(count(net, image_size=8, in_channels=1), masks), "packed_bytes": packed_bytes(net, masks),
+        "kept_by_layer": {"head.0.weight": 77},
     }  # fmt: skip
     assert row["nonzero_parameters"] == row["parameters"] - 691
 
@@ -266,6 +310,8 @@ def test_each_change_is_seen_in_the_row_the_curves_and_a_line(here, tiny, capsys
     events.Reload()
     assert [e.step for e in events.Scalars("density/head.0")] == [3, 7]
     assert [round(e.value, 4) for e in events.Scalars("density/total")] == [0.5495, 0.1003]
+    pictures = {3: layer_bars({"head.0": (422, 768)}), 7: layer_bars({"head.0": (77, 768)})}
+    assert_pictures(events, "layers/masks", pictures)
 
 
 def test_channel_pruning_is_in_the_row_too(here, tiny):

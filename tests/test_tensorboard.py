@@ -18,6 +18,7 @@ from torch import nn
 
 import smallnets
 from smallnets.callbacks import TensorBoardLook, TensorBoardTest
+from smallnets.callbacks.layer_bars import GONE, KEPT, ROW, layer_bars
 from smallnets.callbacks.look import Rates, _write_graph
 from smallnets.callbacks.look_test import Seen, captions
 from smallnets.cli import main
@@ -103,25 +104,50 @@ def test_a_resumed_run_has_each_step_once(here, tiny):
         assert [e.step for e in events.Scalars(tag)] == [4, 9, 14, 19]
 
 
-def test_sparsity_of_each_layer_whenever_masks_are_new(here, tiny):
-    prune = {"density": "0.25", "scope": "layer", "curve": "linear", "start": "5it", "end": "10it", "every": "5it"}
-    options = ["--trainer.callbacks+=PruningSchedule", *(f"--trainer.callbacks.{k}={v}" for k, v in prune.items())]
+def assert_pictures(events, tag, expected):
+    """The pictures of a tag are these, by step."""
+    found = {e.step: np.asarray(Image.open(io.BytesIO(e.encoded_image_string))) for e in events.Images(tag)}
+    assert found.keys() == expected.keys()
+    for step, picture in expected.items():
+        np.testing.assert_array_equal(found[step], picture)
+
+
+def test_densities_and_a_bar_of_each_layer_in_every_round_of_a_lottery(here, tiny):
+    """Written once a round, by `TensorBoardLook`: an epoch of five steps and two rounds of one epoch each."""
+    lottery = {"epochs_per_round": 1, "rounds": 2, "fraction": 0.5}
+    options = ["--trainer.callbacks+=LotteryTicket", *(f"--trainer.callbacks.{k}={v}" for k, v in lottery.items())]
     assert main(tiny("fit", "--name=one", *options, "--trainer.max_epochs=3")) == 0
     folder = here / "lightning_logs/one/run-1"
     events = read(folder)
-    stored = checkpoint(folder / "checkpoints/last.ckpt")["smallnets"]["masks"]
-    masks = Masks.from_state_dict(stored)
-    assert scalars(events, "sparsity/total")[-1] == (9, round(1 - masks.density, 6))
-    for layer in masks.layers:
-        name = layer.name.removesuffix(".weight")
-        assert scalars(events, f"sparsity/{name}")[-1] == (9, round(1 - layer.density, 6))
-    last = events.Histograms("density/layers")[-1]
-    assert (last.step, last.histogram_value.num) == (9, 2)
-    # Nothing is written where masks stay: the third epoch has none of its own.
-    assert [e.step for e in events.Histograms("density/layers")] == [e.step for e in events.Scalars("sparsity/total")]
+    rounds = {}
+    for number, step in ((1, 9), (2, 14)):
+        stored = checkpoint(folder / f"checkpoints/round-{number}.ckpt")["smallnets"]["masks"]
+        rounds[step] = Masks.from_state_dict(stored)
+    assert [masks.kept for masks in rounds.values()] == [444, 222]
+    assert scalars(events, "density/total") == [(step, round(m.density, 6)) for step, m in rounds.items()]
+    pictures = {}
+    for step, masks in rounds.items():
+        named = {layer.name.removesuffix(".weight"): layer for layer in masks.layers}
+        assert set(named) == {"head.0", "head.2"}
+        for name, layer in named.items():
+            assert (step, round(layer.density, 6)) in scalars(events, f"density/{name}")
+        pictures[step] = layer_bars({name: (layer.kept, layer.total) for name, layer in named.items()})
+    assert_pictures(events, "layers/masks", pictures)
+    assert not [tag for tag in events.Tags()["scalars"] if tag.startswith("sparsity/")]
     config = events.Tensors("custom_scalars__config__")[-1]
     layout = layout_pb2.Layout.FromString(config.tensor_proto.string_val[0])
     assert "pruning" in {group.title for group in layout.category}
+
+
+def test_bars_are_as_long_as_what_is_left_and_carry_the_names():
+    picture = layer_bars({"stem": (1, 4), "head": (0, 7), "body.conv": (10, 10)})
+    assert picture.shape[0] == 3 * ROW and picture.dtype == np.uint8
+    for row, blue in enumerate((60, 0, 240)):
+        line = picture[row * ROW + ROW // 2]
+        assert (line == KEPT).all(1).sum() == blue and (line == GONE).all(1).sum() == 240 - blue
+    other = layer_bars({"stem": (1, 4), "Head": (0, 7), "body.conv": (10, 10)})
+    differing = np.unique(np.nonzero((picture != other).any(2))[0] // ROW) if picture.shape == other.shape else [1]
+    assert list(differing) == [1]
 
 
 def test_norms_are_those_of_the_weights_and_gradients(here, tiny):

@@ -17,9 +17,9 @@ MOST_OPERATIONS, MOST_OF_THE_PACKAGE = 15, 0.6
 
 def measure(settings: Settings) -> list[Row]:
     """Seconds of one step with weight decay, and the operations that it dispatches."""
-    ours = AdaBound(_parameters(settings.device), weight_decay=5e-4)
-    theirs = adabound.AdaBound(_parameters(settings.device), weight_decay=5e-4)
-    adam = Adam(_parameters(settings.device), weight_decay=5e-4, foreach=True)
+    ours = AdaBound(parameters_of_resnet20(settings.device), weight_decay=5e-4)
+    theirs = adabound.AdaBound(parameters_of_resnet20(settings.device), weight_decay=5e-4)
+    adam = Adam(parameters_of_resnet20(settings.device), weight_decay=5e-4, foreach=True)
     optimizers: dict[str, Optimizer] = {"AdaBound": ours, "package": theirs, "Adam, foreach": adam}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the package calls functions of torch that are deprecated
@@ -43,8 +43,8 @@ def measure(settings: Settings) -> list[Row]:
     ]
 
 
-def _parameters(device: torch.device) -> list[torch.nn.Parameter]:
-    """Those of a ResNet-20, with gradients."""
+def parameters_of_resnet20(device: torch.device) -> list[torch.nn.Parameter]:
+    """The 65 tensors of a ResNet-20, with gradients."""
     parameters = list(resnet20().to(device).parameters())
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 0.01)

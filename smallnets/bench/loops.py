@@ -1,39 +1,36 @@
 """The same training three ways: by hand, by `Classifier` in `Trainer.fit`, and by the usual stack."""
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Generator, Tensor, nn
+from rich import reconfigure
+from torch import Generator, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
-from torchmetrics.classification import MulticlassAccuracy
 
-from smallnets.bench.images import CLASSES, Batches, RandomImages
+from smallnets.bench.images import Batches, RandomImages
+from smallnets.bench.modules import Usual, make_optimizer, make_schedule
 from smallnets.bench.timing import clock
+from smallnets.callbacks import Health
+from smallnets.callbacks.attach import run_callbacks, run_loggers
+from smallnets.callbacks.bar import SeldomBar
+from smallnets.callbacks.look import TensorBoardLook
 from smallnets.data.augment import apply_all, normalise
 from smallnets.data.modules import Specs
 from smallnets.data.seeds import STREAM_AUGMENT, mix
+from smallnets.results.run import RunFolder
 from smallnets.training import Classifier
-
-
-def make_optimizer(parameters: Any) -> Optimizer:
-    """SGD with Nesterov's momentum, as in the recipes, at a rate at which random labels do no harm."""
-    return SGD(parameters, lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
-
-
-def make_schedule(optimizer: Optimizer) -> CosineAnnealingLR:
-    """Half a cosine over ten epochs."""
-    return CosineAnnealingLR(optimizer, T_max=10)
 
 
 @dataclass(frozen=True)
@@ -107,10 +104,36 @@ class Work:
         schedule.step()
         return (clock(self.device) - start) / self.steps
 
-    def by_trainer(self, net: nn.Module, *callbacks: Callback, **options: bool) -> float:
-        """`Classifier`, with `options`, on an `ImageData`; no logger. In the fast mode `warm` must be whole chunks."""
+    def by_trainer(self, net: nn.Module, *callbacks: Callback, steps_alone: bool = False, **options: bool) -> float:
+        """`Classifier`, with `options`, on an `ImageData`; no logger. In the fast mode `warm` must be whole chunks.
+
+        `steps_alone` stops the clock after the last step.
+        """
         module = Classifier(net, make_optimizer, make_schedule, **options)
-        return self._fit(module, callbacks, datamodule=self.data)
+        return self._fit(module, callbacks, datamodule=self.data, steps_alone=steps_alone)
+
+    def by_run(self, net: nn.Module, bar: bool = False) -> float:
+        """`by_trainer` with all that `smallnets fit` attaches to a run, in a folder that is removed; of steps alone.
+
+        What comes once an epoch or once a run, such as checkpoints and the row, is written and not timed. `bar` adds
+        the bar of a terminal, drawn into nowhere.
+        """
+        module = Classifier(net, make_optimizer, make_schedule)
+        with TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of random labels, which nothing can be learned from
+            run = RunFolder.claim(Path(folder), "bench", None)
+            callbacks: list[Callback] = run_callbacks(run, Health(), TensorBoardLook(graph=False))
+            if bar:
+                console = {"file": nowhere, "force_terminal": True}
+                callbacks.append(SeldomBar(console_kwargs=console))
+            loggers = run_loggers(run, 1, lines=False)
+            try:
+                return self._fit(
+                    module, tuple(callbacks), datamodule=self.data, logger=loggers, enable_progress_bar=bar,
+                    enable_checkpointing=True, log_every_n_steps=1, steps_alone=True,
+                )  # fmt: skip
+            finally:
+                reconfigure()  # the console is rich's own, of all that print
 
     def by_module(self, module: L.LightningModule) -> float:
         """Another LightningModule on the same `ImageData`: what is Lightning's own cost, and what the module's."""
@@ -122,8 +145,17 @@ class Work:
         loader: Any = DataLoader(dataset, self.batch_size, shuffle=True, num_workers=0, pin_memory=pinned)
         return self._fit(Usual(net), (), train_dataloaders=loader)
 
-    def _fit(self, module: L.LightningModule, callbacks: tuple[Callback, ...], **data: Any) -> float:
-        stopwatch = Stopwatch(self.device, self.warm)
+    def _fit(
+        self,
+        module: L.LightningModule,
+        callbacks: tuple[Callback, ...],
+        datamodule: Any = None,
+        train_dataloaders: Any = None,
+        steps_alone: bool = False,
+        **options: Any,
+    ) -> float:
+        stopwatch = Stopwatch(self.device, self.warm, steps_alone)
+        bare = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         with quiet():
             trainer = L.Trainer(
                 accelerator="gpu" if self.device.type == "cuda" else "cpu",
@@ -131,22 +163,20 @@ class Work:
                 max_epochs=1,
                 limit_val_batches=0,
                 num_sanity_val_steps=0,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
                 enable_model_summary=False,
                 use_distributed_sampler=False,
                 callbacks=[*callbacks, stopwatch],
+                **{**bare, **options},
             )
-            trainer.fit(module, **data)
+            trainer.fit(module, train_dataloaders, datamodule=datamodule)
         return stopwatch.seconds / self.steps
 
 
 class Stopwatch(Callback):
-    """`seconds` from the end of step `warm`, counted from 1, to the end of training."""
+    """`seconds` from the end of step `warm`, counted from 1, to the end of training, or of its last step."""
 
-    def __init__(self, device: torch.device, warm: int) -> None:
-        self.device, self.warm = device, warm
+    def __init__(self, device: torch.device, warm: int, steps_alone: bool = False) -> None:
+        self.device, self.warm, self._steps_alone = device, warm, steps_alone
         self.seconds = self._start = 0.0
 
     def on_train_batch_end(
@@ -154,42 +184,12 @@ class Stopwatch(Callback):
     ) -> None:
         if trainer.global_step == self.warm:
             self._start = clock(self.device)
+        if self._steps_alone and trainer.is_last_batch:
+            self.seconds = clock(self.device) - self._start
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.seconds = clock(self.device) - self._start
-
-
-class Plain(L.LightningModule):
-    """The least that Lightning can train: a loss, an optimizer and its schedule; nothing is kept or logged."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        return cross_entropy(self.net(images), labels)
-
-    def configure_optimizers(self) -> Any:
-        optimizer = make_optimizer(self.net.parameters())
-        return {"optimizer": optimizer, "lr_scheduler": make_schedule(optimizer)}
-
-
-class Usual(Plain):
-    """A LightningModule as tutorials write it: a metric object updated, and two figures logged, in every step."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__(net)
-        self.accuracy = MulticlassAccuracy(CLASSES, average="micro")
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        logits = self.net(images)
-        loss = cross_entropy(logits, labels)
-        self.accuracy.update(logits, labels)
-        self.log("train/loss", loss)
-        self.log("train/accuracy", self.accuracy, on_step=False, on_epoch=True)
-        return loss
+        if not self._steps_alone:
+            self.seconds = clock(self.device) - self._start
 
 
 @contextmanager

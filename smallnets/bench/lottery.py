@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 
 from smallnets.bench.images import RandomImages
-from smallnets.bench.loops import fresh, make_optimizer, make_schedule, quiet
+from smallnets.bench.loops import fresh, quiet
+from smallnets.bench.modules import make_optimizer, make_schedule
 from smallnets.bench.rows import Row
 from smallnets.bench.timing import Settings, alternate, clock, compare
 from smallnets.callbacks import LotteryTicket

@@ -3,7 +3,8 @@
 from torch import nn
 
 from smallnets.bench.images import CLASSES
-from smallnets.bench.loops import Plain, Usual, Work, fresh
+from smallnets.bench.loops import Work, fresh
+from smallnets.bench.modules import Plain, Usual
 from smallnets.bench.rows import Row
 from smallnets.bench.timing import Settings, alternate, compare
 from smallnets.callbacks import Health
@@ -26,6 +27,9 @@ def measure(settings: Settings) -> list[Row]:
         "by hand": lambda: work.by_hand(network()),
         "fast mode": lambda: work.by_trainer(network(), fast=True),
         "with Health": lambda: work.by_trainer(network(), Health()),
+        "steps of Trainer.fit": lambda: work.by_trainer(network(), steps_alone=True),
+        "smallnets fit": lambda: work.by_run(network()),
+        "smallnets fit, bar": lambda: work.by_run(network(), bar=True),
         "plain module": lambda: work.by_module(Plain(network())),
         "usual module": lambda: work.by_module(Usual(network())),
     }
@@ -37,6 +41,8 @@ def measure(settings: Settings) -> list[Row]:
         plain.with_bar("<=", MOST_RAW_STEPS, "steps by hand added", plain.ratio - 1),
         fast.with_bar("<=", MOST_RAW_STEPS_FAST, "steps by hand added", fast.ratio - 1),
         compare("Classifier with Health", seconds, "with Health", "by hand", note),
+        compare("a run's folder, logs and pictures", seconds, "smallnets fit", "steps of Trainer.fit", note),
+        compare("and a progress bar", seconds, "smallnets fit, bar", "steps of Trainer.fit", note),
         compare("nothing but a loss, Lightning's own cost", seconds, "plain module", "by hand", note),
         compare("a metric updated and two values logged a step", seconds, "usual module", "by hand", note),
     ]

@@ -1,22 +1,23 @@
 """`Row`: two times and their ratio, with the bar that it was to reach."""
 
 from dataclasses import dataclass, replace
+from operator import eq, ge, le
 from typing import Any, Literal
 
 
 @dataclass(frozen=True)
 class Bar:
-    """What a figure was to be at most (`<=`) or at least (`>=`)."""
+    """What a figure was to be at most (`<=`), at least (`>=`) or exactly (`==`)."""
 
     figure: str
     value: float
-    relation: Literal["<=", ">="]
+    relation: Literal["<=", ">=", "=="]
     limit: float
 
     @property
     def met(self) -> bool:
         """Whether it is, in this run."""
-        return self.value <= self.limit if self.relation == "<=" else self.value >= self.limit
+        return {"<=": le, ">=": ge, "==": eq}[self.relation](self.value, self.limit)
 
     def plain(self) -> dict[str, Any]:
         """As plain data, with `met`."""
@@ -58,7 +59,7 @@ class Row:
     bar: Bar | None = None
 
     def with_bar(
-        self, relation: Literal["<=", ">="], limit: float, figure: str = "ratio", value: float | None = None
+        self, relation: Literal["<=", ">=", "=="], limit: float, figure: str = "ratio", value: float | None = None
     ) -> "Row":
         """This row with a bar, on its ratio unless a figure and its value are given."""
         return replace(self, bar=Bar(figure, self.ratio if value is None else value, relation, limit))
@@ -67,3 +68,17 @@ class Row:
         """As plain data; `bar` is there where there is one."""
         row = {k: v for k, v in self.__dict__.items() if k != "bar"}
         return row if self.bar is None else {**row, "bar": self.bar.plain()}
+
+
+def with_rate(row: Row, size: int, expected: int | None = None) -> Row:
+    """The row with both sides' images a second in its note, where a time is that of `size` images.
+
+    `expected` is how many of ours an H200-class GPU is expected to do: it is named, and no bar.
+    """
+    rates = [
+        f"{side} {size / seconds:,.0f}"
+        for side, seconds in ((row.a, row.median_a_seconds), (row.b, row.median_b_seconds))
+        if seconds
+    ]
+    hope = "" if expected is None else f"; expected on an H200-class GPU: {expected:,}"
+    return replace(row, note=f"{row.note}; images/s: {', '.join(rates)}{hope}")

@@ -1,9 +1,11 @@
 """What `ChannelPruning` is asked for, when, and what it did, as values."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from smallnets.callbacks.board import draw_layers
 from smallnets.errors import UserError
 from smallnets.layers.arguments import whole
 from smallnets.measure import Budget, count
@@ -70,34 +72,54 @@ def image_of(trainer: Any) -> dict[str, int]:
     return {"image_size": int(data.image_size), "in_channels": int(data.in_channels)}
 
 
+@dataclass(frozen=True)
+class Size:
+    """`counts` of a network by name, and its `widths`: layer -> output channels (of convolutions, linear layers)."""
+
+    counts: dict[str, int]
+    widths: dict[str, int]
+
+
+def size_of(net: nn.Module, image: dict[str, int]) -> Size:
+    found = count(net, **image)
+    layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    widths = {name or "net": len(each.weight) for name, each in net.named_modules() if isinstance(each, layers)}
+    return Size({name: getattr(found, name) for name in _COUNTS}, widths)
+
+
 class ChannelRecord:
-    """Counts before and after every round, and the widths after the latest."""
+    """Counts before and after every round, and the widths before the first and after each."""
 
     def __init__(self, plain: dict[str, Any] | None = None) -> None:
         self.rounds: list[dict[str, Any]] = [dict(each) for each in (plain or {}).get("rounds", [])]
-        self.widths: dict[str, int] = dict((plain or {}).get("widths", {}))
+        self.widths_before: dict[str, int] = dict((plain or {}).get("widths_before", {}))
 
-    @staticmethod
-    def counts(net: nn.Module, image: dict[str, int]) -> dict[str, int]:
-        found = count(net, **image)
-        return {name: getattr(found, name) for name in _COUNTS}
-
-    def add(self, net: nn.Module, image: dict[str, int], step: int, before: dict[str, int]) -> dict[str, Any]:
-        """The entry of the round that has just narrowed `net`."""
-        entry = {"step": step, "before": before, "after": self.counts(net, image)}
+    def add(self, step: int, before: Size, after: Size) -> dict[str, Any]:
+        """The entry of the round that has just narrowed a network."""
+        kept = sum(after.widths.values())
+        entry = {
+            "step": step, "before": before.counts, "after": after.counts, "widths": after.widths,
+            "kept_channels": kept, "removed_channels": sum(before.widths.values()) - kept,
+        }  # fmt: skip
+        if not self.rounds:
+            self.widths_before = before.widths
         self.rounds.append(entry)
-        layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-        self.widths = {name: len(each.weight) for name, each in net.named_modules() if isinstance(each, layers)}
         return entry
 
     def log(self, trainer: Any, step: int) -> None:
-        figures = {f"channels/{name}": value for name, value in self.rounds[-1]["after"].items()}
-        figures |= {f"channels/{name or 'net'}": width for name, width in self.widths.items()}
+        last = self.rounds[-1]
+        figures = {f"channels/{name}": value for name, value in last["after"].items()}
+        figures |= {"channels/kept": last["kept_channels"], "channels/removed": last["removed_channels"]}
+        figures |= {f"channels/{name}": width for name, width in last["widths"].items()}
         for logger in trainer.loggers:
             logger.log_metrics({**figures, "epoch": trainer.current_epoch}, step=step)
+        whole = self.widths_before
+        draw_layers(trainer, "channels", {k: (n, whole.get(k, n)) for k, n in last["widths"].items()}, step)
 
     def plain(self, settings: dict[str, Any]) -> dict[str, Any]:
         if not self.rounds:
             return {}
-        ends = {"before": self.rounds[0]["before"], "after": self.rounds[-1]["after"]}
-        return {**settings, **ends, "rounds": self.rounds, "widths": self.widths}
+        first, last = self.rounds[0], self.rounds[-1]
+        ends = {"before": first["before"], "after": last["after"]}
+        widths = {"widths_before": self.widths_before, "widths": last["widths"]}
+        return {**settings, **ends, "rounds": self.rounds, **widths}

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a fit beside the curves: images, graph, speed, sparsity, norms, hyperparameters."""
+"""What TensorBoard shows of a fit beside the curves: images, graph, speed, densities, norms, hyperparameters."""
 
 import time
 import warnings
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 
-from smallnets.callbacks.board import board, drawn, layout
+from smallnets.callbacks.board import board, draw_masks, drawn, layout
 from smallnets.callbacks.checkpoint import BestCheckpoint
+from smallnets.callbacks.masks import PruningSchedule
 from smallnets.data.chunks import Chunk
 from smallnets.errors import UserError
 from smallnets.measure import count
@@ -28,9 +29,10 @@ class TensorBoardLook(Callback):
 
     At the start of a run: `train/images`, the first augmented training images as the network gets them (drawn back to
     0..1), the graph, and which curves CUSTOM SCALARS draws into one chart. At every epoch's end:
-    `speed/images_per_second` (training alone), and for masks that are new `sparsity/total`, `sparsity/LAYER` and the
-    histogram `density/layers` of the densities of all layers. At its end: the hyperparameters with the final figures,
-    for the HPARAMS tab (`final/...`, by the names of `row.json`, and `test/accuracy`).
+    `speed/images_per_second` (training alone), and for masks that are new, unless they are a `PruningSchedule`'s, which
+    does it itself, `density/total`, `density/LAYER` and the picture `layers/masks`, a bar for each layer. At its end:
+    the hyperparameters with the final figures, for the HPARAMS tab (`final/...`, by the names of `row.json`, and
+    `test/accuracy`).
 
     Law: weights, figures and all that is drawn are bitwise those of the run without it.
 
@@ -117,7 +119,11 @@ class TensorBoardLook(Callback):
             if self._masks is None:
                 self._write_layout(writer, pl_module)
             self._masks = masks
-            _write_sparsity(writer, masks, step)
+            callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+            if not any(isinstance(each, PruningSchedule) for each in callbacks):
+                layers = {each.name.removesuffix(".weight"): each.density for each in masks.layers}
+                _write_scalars(writer, "density", {**layers, "total": masks.density}, step)
+                draw_masks(trainer, masks, step)
 
     def _write_layout(self, writer: Any, module: Any) -> None:
         top5 = module.num_classes >= 20
@@ -165,14 +171,6 @@ class _Clock:
 def _write_scalars(writer: Any, group: str, values: Mapping[str, float], step: int) -> None:
     for name, value in values.items():
         writer.add_scalar(f"{group}/{name}", value, step)
-
-
-def _write_sparsity(writer: Any, masks: Masks, step: int) -> None:
-    layers = {each.name.removesuffix(".weight"): each.density for each in masks.layers}
-    _write_scalars(writer, "sparsity", {name: 1 - density for name, density in layers.items()}, step)
-    _write_scalars(writer, "sparsity", {"total": 1 - masks.density}, step)
-    # Bins of a twentieth, from 0 to 1 whatever the densities are.
-    writer.add_histogram("density/layers", torch.tensor(list(layers.values())), step, bins=torch.linspace(0, 1, 21))
 
 
 def _write_graph(writer: Any, net: nn.Module, example: Tensor) -> None:

@@ -124,6 +124,11 @@ class LotteryTicket(StepCallback):
         """Epochs that the learning rate's schedule has to span: those of the dense training."""
         return self.plan.epochs
 
+    @property
+    def masks_ahead(self) -> bool:
+        """Whether rounds will still remove weights in this fit."""
+        return self._round < self.plan.rounds
+
     # -- before the first step ---------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -7,6 +7,8 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from smallnets.callbacks.board import draw_masks
+from smallnets.callbacks.budget import check_budgets
 from smallnets.callbacks.checkpoint import forget_best
 from smallnets.callbacks.structure import require_whole_weights
 from smallnets.data.chunks import unchunked
@@ -43,7 +45,8 @@ class PruningSchedule(StepCallback):
           networks no longer count (`best.ckpt` is written anew).
 
     Scores are taken in training mode with the cross entropy of the labels. At every change the densities go to the
-    loggers (`density/total`, `density/LAYER`, `pruning/...`, in the row of the step before) and a line is printed.
+    loggers (`density/total`, `density/LAYER`, `pruning/...`, in the row of the step before), to TensorBoard a picture
+    with a bar a layer (`layers/masks`), and a line is printed.
 
     Args:
         density: share of the weights to keep in the end, from 0 to 1.
@@ -66,7 +69,8 @@ class PruningSchedule(StepCallback):
     Attributes:
         record: plain data of what was done: the settings, `rounds` (each with `step`, `density`, `kept`, `removed`,
             `total`, `macs` of one image that meet a kept weight, `packed_bytes`: the network stored with its kept
-            weights and one bit for each that has a mask) and `layers` (kept and total after the last round).
+            weights and one bit for each that has a mask, `kept_by_layer`) and `layers` (kept and total after the last
+            round).
 
     Raises:
         UserError: a setting out of range; and before the first step of a fit: a pattern that matches nothing, a
@@ -116,6 +120,11 @@ class PruningSchedule(StepCallback):
     @property
     def record(self) -> dict[str, Any]:
         return {**self.settings, "rounds": self._rounds, "layers": self._layers} if self._rounds else {}
+
+    @property
+    def masks_ahead(self) -> bool:
+        """Whether masks will still remove weights in this fit."""
+        return len(self._rounds) < len(self._changes)
 
     # -- before the first step ---------------------------------------------------------------------------------------
 
@@ -209,6 +218,8 @@ class PruningSchedule(StepCallback):
         module.set_masks(masks)
         forget_best(trainer)
         self._note(trainer, module.net, masks, step)
+        if not self.masks_ahead:
+            check_budgets(trainer, pl_module)
 
     def _chosen(self, trainer: L.Trainer, module: Any, step: int) -> Masks:
         """Those that rank 0 chooses; where it fails, all ranks do."""
@@ -242,6 +253,7 @@ class PruningSchedule(StepCallback):
         entry = {
             "step": step, "density": masks.density, "kept": masks.kept, "removed": masks.total - masks.kept,
             "total": masks.total, "macs": kept_macs(self._counts, masks), "packed_bytes": packed_bytes(net, masks),
+            "kept_by_layer": {each.name: each.kept for each in masks.layers},
         }  # fmt: skip
         self._rounds.append(entry)
         self._layers = {each.name: {"kept": each.kept, "total": each.total} for each in masks.layers}
@@ -251,6 +263,7 @@ class PruningSchedule(StepCallback):
         for logger in trainer.loggers:
             # In the row of the last step that was taken, as Lightning counts them from 0.
             logger.log_metrics(figures, step=max(0, step - 1))
+        draw_masks(trainer, masks, max(0, step - 1))
         trainer.print(
             f"PruningSchedule: after step {step:,} density {masks.density:.4g}, {masks.kept:,} of {masks.total:,} kept,"
             f" {entry['macs']:,} of {self._counts.macs:,} MACs"

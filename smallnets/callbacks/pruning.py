@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
-from smallnets.callbacks.budget import ParameterBudget
-from smallnets.callbacks.channels import ChannelRecord, image_of, request_of, round_times
+from smallnets.callbacks.budget import check_budgets
+from smallnets.callbacks.channels import ChannelRecord, image_of, request_of, round_times, size_of
 from smallnets.callbacks.masks import PruningSchedule, criterion_batches, criterion_loader
 from smallnets.callbacks.structure import change_on_all_ranks, rebuild, require_whole_weights
 from smallnets.data.seeds import global_seed, mix
@@ -42,7 +42,8 @@ class ChannelPruning(Callback):
         - Under DDP rank 0 chooses; afterwards all ranks hold its network, which is checked.
 
     A `ParameterBudget`, wherever it stands, counts the network when the last round is over, and not before. Figures go
-    to the loggers at every round (`channels/parameters`, ..., and `channels/LAYER`: its output channels).
+    to the loggers at every round (`channels/parameters`, ..., `channels/kept` and `channels/removed`, and
+    `channels/LAYER`: its output channels), and to TensorBoard a picture with a bar a layer (`layers/channels`).
 
     Controls (`control`) change the network before training, once, whatever the times: "scratch" gives it the pruned
     shape and fresh weights, "narrow" makes it uniformly narrower, with fresh weights, to no more parameters. Without a
@@ -64,9 +65,10 @@ class ChannelPruning(Callback):
         batches: training batches that `taylor` looks at (cross entropy of the labels).
 
     Attributes:
-        record: plain data of what was done: the settings, `rounds` (each with `step`, `before` and `after`), `before`
-            the first and `after` the latest round, each with `parameters`, `nonzero_parameters`, `macs` (of one image)
-            and `bytes`; `widths` (layer -> output channels); empty before the first round.
+        record: plain data of what was done: the settings, `rounds` (each with `step`, `before`, `after`, `widths`,
+            `kept_channels` and `removed_channels`), `before` the first and `after` the latest round, each with
+            `parameters`, `nonzero_parameters`, `macs` (of one image) and `bytes`; `widths_before` the first and
+            `widths` after the latest (layer -> output channels); empty before the first round.
 
     Raises:
         UserError: a setting out of range, no request or two; in a fit before the first step: what the functions refuse,
@@ -234,20 +236,17 @@ class ChannelPruning(Callback):
         self._change(trainer, pl_module, step)
         rebuild(trainer, pl_module)
         self._record.log(trainer, step - 1 if step == self._last else step)
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        if not any(getattr(each, "changes_ahead", False) for each in callbacks):
-            for each in callbacks:
-                if isinstance(each, ParameterBudget):
-                    each.check(trainer, pl_module)
+        check_budgets(trainer, pl_module)
 
     def _change(self, trainer: Any, module: Any, step: int) -> None:
         net, number = module.net, len(self._record.rounds) + 1
-        before = self._record.counts(net, self._image)
+        size = size_of(net, self._image)
         self._whole = change_on_all_ranks(trainer, net, lambda: self._prune(trainer, module, number, step))
-        entry = self._record.add(net, self._image, step, before)
+        entry = self._record.add(step, size, size_of(net, self._image))
         if not self.changes_ahead:
             self._done = net
-        after, which = entry["after"], "" if self._early else f" round {number} of {len(self._when)}, step {step:,}:"
+        before, after = size.counts, entry["after"]
+        which = "" if self._early else f" round {number} of {len(self._when)}, step {step:,}:"
         trainer.print(
             f"ChannelPruning:{which} {before['parameters']:,} -> {after['parameters']:,} parameters,"
             f" {before['macs']:,} -> {after['macs']:,} MACs"

@@ -1,6 +1,7 @@
 """`trainer`: Lightning's Trainer for a run with a folder, a record and checkpoints, from Python."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from smallnets.callbacks.attach import run_callbacks, run_loggers
+from smallnets.callbacks.bar import with_bar
 from smallnets.callbacks.checkpoint import RenamedCheckpointIO
 from smallnets.callbacks.health import Health
 from smallnets.callbacks.look import TensorBoardLook
@@ -23,7 +25,6 @@ from smallnets.results.test_ledger import begin_reading, end_reading, stored_fig
 _DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
-    "enable_progress_bar": False,
     "use_distributed_sampler": False,
     # Nothing is logged by the step; Lightning would warn of epochs shorter than its interval.
     "log_every_n_steps": 1,
@@ -67,7 +68,8 @@ def trainer(
         health: by default `Health()`.
         look: what TensorBoard shows beside the curves; by default the augmented images alone.
         checkpoint_every: write `last.ckpt` also after every so many optimizer steps.
-        lines: print a line an epoch, away from a terminal (in a notebook).
+        lines: print a line an epoch, away from a terminal (in a notebook); on one there is a bar that seldom moves,
+            unless `enable_progress_bar=False`.
         quiet: from now on in this process Lightning's notes on devices and itself are not shown; its warnings are, but
             for two that mean nothing here.
         options: any other of Lightning's Trainer: `accelerator`, `devices`, `precision`, `enable_progress_bar`, ...
@@ -92,13 +94,17 @@ def trainer(
     own = run_callbacks(
         folder, health or Health(), look or TensorBoardLook(graph=False), checkpoint_every=checkpoint_every
     )
+    options = {**_DEFAULTS, **options}
+    bar = options.pop("enable_progress_bar", None)
+    shown, bar = with_bar([*callbacks, *own, TestReading(folder)], bar, sys.stdout.isatty())
     plugins = [*_listed(options.pop("plugins", None)), RenamedCheckpointIO()]
     return L.Trainer(
         max_epochs=max_epochs,
-        callbacks=[*callbacks, *own, TestReading(folder)],
+        callbacks=shown,
+        enable_progress_bar=bar,
         logger=run_loggers(folder, max_epochs, lines=lines),
         plugins=plugins,
-        **{**_DEFAULTS, **options},
+        **options,
     )
 
 

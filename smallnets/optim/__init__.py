@@ -1,6 +1,7 @@
 """Optimizers, their parameter groups, schedules, and what can be said of a learning rate before a run."""
 
 from smallnets.optim.adabound import AdaBound
+from smallnets.optim.foreach import in_foreach_form
 from smallnets.optim.param_groups import param_groups
 from smallnets.optim.plan import Length, plan_findings
 from smallnets.optim.reference import rate_far_from_reference
@@ -10,6 +11,7 @@ __all__ = [
     "AdaBound",
     "Length",
     "LinearWarmup",
+    "in_foreach_form",
     "param_groups",
     "plan_findings",
     "planned_rates",

@@ -29,7 +29,7 @@ from smallnets.pruning.criteria import Batches, Loss
 from smallnets.pruning.groups import Group
 from smallnets.pruning.narrow import fresh_like, narrow
 from smallnets.pruning.prunable import plain
-from smallnets.pruning.ranking import Scope, Step, check_options, longest_within, ranking, removed_by
+from smallnets.pruning.ranking import Scope, Step, check_options, longest_within, ranking, removed_by, what_lets_go
 from smallnets.pruning.structured import check_request, prune_layers
 from smallnets.pruning.to_budget import prune_to
 from smallnets.pruning.trial import NoEffectWarning, checked_removal
@@ -198,7 +198,8 @@ class ChannelPlan:
         there = sum(len(step.units) for step in steps)
         if there < wanted:
             raise UserError(
-                f"{wanted:,} of {sum(now.values()):,} channels are to go; the floor of {self.floor} lets {there:,} go"
+                f"{wanted:,} of {sum(now.values()):,} channels are to go;"
+                f" {what_lets_go(self.multiple, self.floor)} {there:,} go"
             )
         return longest_within(steps, wanted)
 

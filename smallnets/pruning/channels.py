@@ -75,7 +75,7 @@ def prune_channels(
     if not ratio:
         return net
     scores = channel_scores(original, groups, criterion, seed=seed, batches=batches, loss=loss)
-    steps = steps_for_ratio(groups, ranking(groups, scores, scope, multiple, floor), ratio, scope)
+    steps = steps_for_ratio(groups, ranking(groups, scores, scope, multiple, floor), ratio, scope, multiple, floor)
     if not steps:
         warnings.warn(f"ratio {ratio} removes no channel of {type(net).__name__}", NoEffectWarning, 2)
         return net

@@ -76,13 +76,16 @@ def removed_by(steps: Sequence[Step]) -> dict[int, list[int]]:
     return {number: sorted(units) for number, units in sorted(removed.items())}
 
 
-def steps_for_ratio(groups: Sequence[Group], steps: Sequence[Step], ratio: float, scope: Scope) -> list[Step]:
+def steps_for_ratio(
+    groups: Sequence[Group], steps: Sequence[Step], ratio: float, scope: Scope, multiple: int = 1, floor: int = 1
+) -> list[Step]:
     """The beginning of `steps` that removes the share `ratio`, the decimal that is written, of all units.
 
     With scope "layer": of each group the most that is no more than its share. With scope "global": the longest
     beginning that removes no more than floor(ratio * all units). Where a step is one unit, the counts are exact.
 
-    Raises UserError when floors leave less than a "global" ratio asks for.
+    Raises UserError when `floor` and `multiple`, those that `steps` were made with, leave less than a "global" ratio
+    asks for.
     """
     share = Fraction(str(ratio))
     if scope == "layer":
@@ -91,10 +94,17 @@ def steps_for_ratio(groups: Sequence[Group], steps: Sequence[Step], ratio: float
     there = sum(len(step.units) for step in steps)
     if there < wanted:
         raise UserError(
-            f"ratio {ratio} is {wanted:,} of {sum(group.width for group in groups):,} channels; the floor lets"
-            f" {there:,} go"
+            f"ratio {ratio} is {wanted:,} of {sum(group.width for group in groups):,} channels;"
+            f" {what_lets_go(multiple, floor)} {there:,} go"
         )
     return longest_within(steps, wanted)
+
+
+def what_lets_go(multiple: int, floor: int) -> str:
+    """The beginning of the sentence "the floor of 4 lets 32 go"."""
+    if multiple == 1:
+        return f"the floor of {floor} lets"
+    return f"widths in multiples of {multiple} and the floor of {floor} let"
 
 
 def longest_within(steps: Sequence[Step], wanted: int) -> list[Step]:

@@ -7,6 +7,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -14,7 +15,7 @@ from torchmetrics import MetricCollection
 
 from smallnets.data.seeds import global_seed, mix
 from smallnets.errors import UserError
-from smallnets.optim import param_groups, with_warmup
+from smallnets.optim import in_foreach_form, param_groups, with_warmup
 from smallnets.pruning.masks import Masks
 from smallnets.results.entry import about_data, entry
 from smallnets.results.load import CHECKPOINT_KEY, load, load_masks
@@ -23,6 +24,7 @@ from smallnets.training.distill import distillation_loss
 from smallnets.training.fast import FastSteps
 from smallnets.training.figures import figures
 from smallnets.training.mixing import cutmix, mixup
+from smallnets.training.precision import slow_precision
 from smallnets.training.seeding import STREAM_MIX, seed_step
 from smallnets.training.steps import StepCallback, steps_per_epoch
 from smallnets.training.sums import Sums
@@ -66,7 +68,8 @@ class Classifier(L.LightningModule):
         channels_last: keep weights and images in channels-last memory format, which convolutions may be faster in
             (`smallnets bench --only fit` measures it); off by default, because logits differ in their last bits, and
             code that takes `weight.view(-1)`, such as Lightning's ModelPruning, fails on it.
-        compile: run the network through `torch.compile`.
+        compile: run the network through `torch.compile`, also within the fast mode: less time a step, after a minute or
+            so of compiling; worth it on a GPU. Checkpoints are those of the network itself.
         fast: many optimizer steps in one `training_step` (`FastSteps`): the same results in less time, a CUDA graph on
             a GPU; callbacks that act on single batches see one in fifty.
         check_masks: when it is checked that masked weights are 0.0: at every epoch's end, or after every step.
@@ -152,13 +155,17 @@ class Classifier(L.LightningModule):
         self._seed = global_seed()
         if stage == "fit" and self._fast:
             self._fast.check()
+        slow = slow_precision(self.trainer.strategy.root_device, str(self.trainer.precision))
+        if stage == "fit" and slow:
+            rank_zero_warn(slow)
 
     def make_optimizer(self) -> Optimizer:
-        """A new optimizer over the network's parameters, with empty state."""
+        """A new optimizer over the network's parameters, with empty state; its step over lists of tensors."""
         try:
-            return self.optimizer_factory(param_groups(self.net, spare_norm_and_bias=self.spare_norm_and_bias))
+            optimizer = self.optimizer_factory(param_groups(self.net, spare_norm_and_bias=self.spare_norm_and_bias))
         except ValueError as error:
             raise UserError(f"--model.optimizer: {error}") from error
+        return in_foreach_form(optimizer)
 
     def make_schedule(self, optimizer: Optimizer) -> LRScheduler | ReduceLROnPlateau | None:
         """A new schedule on `optimizer`, at its start; None for a constant rate."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -11,19 +12,25 @@ from smallnets.data.chunks import Chunk
 from smallnets.errors import UserError
 from smallnets.training.captured import CapturedStep
 
+# The hooks that lie within forward and backward, and all of a step's.
+_WITHIN = ("on_before_zero_grad", "on_before_backward")
+_HOOKS = (*_WITHIN, "on_after_backward", "on_before_optimizer_step")
+
 
 class FastSteps:
     """Trains a `Classifier` on chunks of batches, under manual optimisation.
 
     Law: weights, buffers, optimizer and schedule, `trainer.global_step`, the sums of the epoch and what is logged equal
-    those of the default mode, bitwise on a CPU. Every step calls, in order: the seeds of its place, forward and
-    backward, `on_before_optimizer_step` of the callbacks and the module, the optimizer, masks and `StepCallback`s, the
-    schedule if it counts steps. Lightning's hooks for batches come once a chunk.
+    those of the default mode, bitwise on a CPU. Every step calls, in order: the seeds of its place, the forward pass,
+    `on_before_zero_grad`, `on_before_backward`, the backward pass, `on_after_backward` and `on_before_optimizer_step`
+    of the callbacks and the module, the optimizer, masks and `StepCallback`s, the schedule if it counts steps.
+    Lightning's hooks for batches come once a chunk.
 
     Under DDP a chunk is one batch: DDP sends the running statistics of rank 0 to the others at a `training_step`.
 
     On a GPU forward and backward are captured once as a CUDA graph and replayed for every batch of that shape; the
-    optimizer's few fused operations stay outside, so that every optimizer and every change of rate works.
+    optimizer's few operations on lists of tensors (`in_foreach_form`) stay outside, so that every optimizer and every
+    change of rate works. The two hooks that would come between forward and backward are refused there.
     """
 
     def __init__(self, module: Any) -> None:
@@ -41,6 +48,13 @@ class FastSteps:
             raise UserError(f"{loader}: give --trainer.limit_train_batches as a number of batches")
         if str(trainer.precision) in ("16-mixed", "16-true"):
             raise UserError(f"--model.fast=true does not scale losses: bf16-mixed instead of {trainer.precision}")
+        if self._captures():
+            for hook in _WITHIN:
+                for owner in (*_callbacks_with(trainer, hook), *([self.module] if _has(self.module, hook) else [])):
+                    raise UserError(
+                        f"--model.fast=true on a GPU runs forward and backward as one: {type(owner).__name__}.{hook},"
+                        " which comes between them, would not be called; leave out one of the two"
+                    )
 
     def check_length(self, steps: int) -> None:
         """UserError if `max_steps` ends within an epoch of `steps`: a chunk is not left half used."""
@@ -77,9 +91,7 @@ class FastSteps:
             module.seed_step(number)
             images, targets = module.mixed(images, labels, number)
             self._forward_backward(number, optimizer, images, labels, targets)
-            for callback in self._watching:
-                callback.on_before_optimizer_step(trainer, module, optimizer)
-            module.on_before_optimizer_step(optimizer)
+            self._call("on_before_optimizer_step", optimizer)
             counter.increment_ready()
             optimizer.step()
             counter.increment_completed()
@@ -94,20 +106,26 @@ class FastSteps:
 
     def start(self) -> None:
         """To be called when a fit starts: which callbacks look at gradients, and a new capture."""
-        hook = "on_before_optimizer_step"
-        self._watching = [
-            each for each in self.module.trainer.callbacks if getattr(type(each), hook) is not getattr(Callback, hook)
-        ]
+        self._watching = {hook: _callbacks_with(self.module.trainer, hook) for hook in _HOOKS}
         self.forget()
 
     def forget(self) -> None:
         """Makes the next capture a new one: the network computes something else from now on."""
         self._captured = None
 
+    def _captures(self) -> bool:
+        trainer = self.module.trainer
+        return trainer.strategy.root_device.type == "cuda" and trainer.world_size == 1
+
+    def _call(self, hook: str, *arguments: Any) -> None:
+        """As Lightning calls it in the default mode: the callbacks, then the module."""
+        for callback in self._watching[hook]:
+            getattr(callback, hook)(self.module.trainer, self.module, *arguments)
+        getattr(self.module, hook)(*arguments)
+
     def _forward_backward(self, number: int, optimizer: Any, images: Tensor, labels: Tensor, targets: Tensor) -> None:
         module = self.module
-        alone = module.trainer.world_size == 1
-        if images.is_cuda and alone:
+        if self._captures():
             if self._captured is None:
                 self._captured = CapturedStep(module, optimizer, images, labels, targets)
                 if module.fake_quantized is not None:
@@ -116,10 +134,27 @@ class FastSteps:
             # An epoch's last batch is often smaller; it is not worth a graph of its own.
             if self._captured.fits(images, targets):
                 self._captured.replay(images, labels, targets)
+                self._call("on_after_backward")
                 return
-        optimizer.zero_grad()
         loss = module.loss_of(images, labels, targets)
-        if alone:
-            loss.backward()
-        else:
-            module.manual_backward(loss)  # makes DDP ready for the backward pass
+        self._call("on_before_zero_grad", optimizer)
+        optimizer.zero_grad()
+        if module.trainer.world_size > 1:
+            module.manual_backward(loss)  # makes DDP ready for the backward pass, and calls the hooks around it
+            return
+        self._call("on_before_backward", loss)
+        loss.backward()
+        self._call("on_after_backward")
+
+
+def _callbacks_with(trainer: Any, hook: str) -> list[Any]:
+    return [each for each in trainer.callbacks if _has(each, hook)]
+
+
+def _has(owner: Any, hook: str) -> bool:
+    """Whether a callback or module does something in a hook, be it that of its class or, as LambdaCallback's, its own.
+
+    Lightning's own modules and callbacks have empty ones, which are not worth a call a step.
+    """
+    base = L.LightningModule if isinstance(owner, L.LightningModule) else Callback
+    return getattr(getattr(owner, hook), "__func__", None) is not getattr(base, hook)

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from smallnets.callbacks import Health
+from smallnets.callbacks.bar import with_bar
 from smallnets.callbacks.checkpoint import RenamedCheckpointIO
 from smallnets.callbacks.interrupt import Interrupt
 from smallnets.callbacks.look import TensorBoardLook
@@ -119,8 +120,9 @@ class TrainerCLI(LightningCLI):
             if given.logger in (None, True) and folder is not None:
                 step = self.choice.checkpoint["global_step"] if self.choice.checkpoint else None
                 arguments["logger"] = fit_loggers(given, folder, step if self.choice.resumes else None)
-        if given.enable_progress_bar is None:
-            arguments["enable_progress_bar"] = sys.stdout.isatty()
+        arguments["callbacks"], arguments["enable_progress_bar"] = with_bar(
+            arguments["callbacks"], given.enable_progress_bar, sys.stdout.isatty()
+        )
         if folder is None:
             arguments["enable_checkpointing"] = False
         if self.verb == "predict":
