@@ -304,9 +304,9 @@ def test_an_error_of_a_thread_is_told_once_and_never_lost():
     def fill():
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(UserError, match="No space left on device; .*make room"), as_user_errors():
-        with full_disk_in_threads():
-            in_thread(fill)
+    said = r"No space left on device; .*make room"
+    with pytest.raises(UserError, match=said), as_user_errors(), full_disk_in_threads():
+        in_thread(fill)
     # What the block itself raises comes first.
     with pytest.raises(ZeroDivisionError), full_disk_in_threads():
         in_thread(fill)
