@@ -7,6 +7,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from smallnets.cli import main
 from smallnets.data import Digits
 
@@ -79,6 +81,20 @@ def test_a_figure_that_no_rows_give_is_found():
     assert not shows("92.00 ± 1.00 (n = 3, A100)", 7, 9, rows)
     assert not shows("92.00 ± 1.00 (n = 3, H200)", 8, 9, rows)
     assert not shows("92.00 ± 1.00 (n = 3, H200)", 7, 9, [{**row, "train_size": 1000} for row in rows])
+
+
+def test_the_picture_at_the_top_is_drawn_from_its_rows(tmp_path):
+    """The figures beside the picture are those that `smallnets report` takes from the rows, and three seeds each."""
+    pytest.importorskip("altair", reason="the extra report is not installed")
+    folder = ROOT / "results" / "digits_widths"
+    assert f"]({(folder / 'pareto.svg').relative_to(ROOT)})" in README
+    assert main(["report", str(folder / "rows.jsonl"), "--figure=pareto", f"--out={tmp_path}"]) == 0
+    drawn, kept = ((where / "pareto.csv").read_text() for where in (tmp_path, folder))
+    assert drawn == kept
+    cells = {row["cell"] for row in kept_rows() if row["file"].parent == folder}
+    assert len(cells) >= 7 and {line.split(",")[2] for line in kept.splitlines()[1:]} == {"3"}
+    # The picture has a mark and a name for each cell.
+    assert all(cell in (folder / "pareto.svg").read_text() for cell in cells)
 
 
 # -- the papers ------------------------------------------------------------------------------------------------------
