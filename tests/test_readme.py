@@ -43,11 +43,14 @@ def blocks(language: str, page: str = README) -> list[str]:
 
 
 def commands(page: str = README) -> list[str]:
-    """The commands of all bash blocks, in order, each once; then those in the last column of "Coming from"."""
-    lines = [line.removeprefix("uv run ") for block in blocks("bash", page) for line in block.splitlines()]
-    if page is README:
-        lines += [line for line in coming_from() if line.startswith("smallnets ") and " --" in line]
-    return list(dict.fromkeys(line for line in lines if line.startswith(("smallnets ", "tensorboard "))))
+    """The commands of all bash blocks in order, without those of earlier blocks; then those of "Coming from"."""
+    found: list[str] = []
+    calls = [code for code in coming_from() if " --" in code] if page is README else []
+    for block in [*blocks("bash", page), *calls]:
+        lines = [line.removeprefix("uv run ") for line in block.splitlines()]
+        known = set(found)
+        found += [line for line in lines if line.startswith(("smallnets ", "tensorboard ")) and line not in known]
+    return found
 
 
 def coming_from() -> list[str]:
@@ -178,9 +181,9 @@ def test_the_calls_of_coming_from_are_calls(here):
     scope = {
         "smallnets": smallnets, "prune_channels": prune_channels, "prune_to": prune_to,
         "Budget": smallnets.measure.Budget, "Classifier": smallnets.Classifier,
-        "net": smallnets.models.ResNet(10, blocks=[1, 1, 1], channels=[64, 128, 256]),
     }  # fmt: skip
     calls = [code for code in coming_from() if re.fullmatch(r"[\w.]+\(.*\)", code)]
     assert len(calls) >= 5
     for call in calls:
-        assert eval(call, dict(scope)) is not None, call
+        net = smallnets.models.ResNet(10, blocks=[1, 1, 1], channels=[64, 128, 256])
+        assert eval(call, {**scope, "net": net}) is not None, call
