@@ -1,11 +1,14 @@
 """What several test files share: a run that takes a second, and a network and callbacks of a user's own."""
 
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torchvision
 
 torch.set_num_threads(1)
 
@@ -100,6 +103,28 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield folder
     for name in ("SMALLNETS_RUN_FOLDER", "PL_GLOBAL_SEED"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture
+def fake_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """CIFAR-10 in torchvision's form, 40 images a file; the published md5 sums are put aside.
+
+    Returns the folder that `--data.root` names.
+    """
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    names = [f"data_batch_{i}" for i in range(1, 6)]
+    for name in [*names, "test_batch"]:
+        data = rng.integers(0, 256, (40, 3 * 32 * 32), dtype=np.uint8)
+        labels = [i % 10 for i in range(40)]
+        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": labels}, protocol=2))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"kind {i}" for i in range(10)]}))
+    reader = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(reader, "train_list", [[n, None] for n in names])
+    monkeypatch.setattr(reader, "test_list", [["test_batch", None]])
+    monkeypatch.setattr(reader, "meta", reader.meta | {"md5": None})
+    return tmp_path
 
 
 TINY = (

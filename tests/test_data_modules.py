@@ -28,24 +28,6 @@ def _batch(rng: np.random.Generator, count: int, classes: int, size: int) -> tup
     return rng.integers(0, 256, (count, 3 * size * size), dtype=np.uint8), [i % classes for i in range(count)]
 
 
-@pytest.fixture
-def fake_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """CIFAR-10 in torchvision's form, 40 images a file; the published md5 sums are put aside."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    names = [f"data_batch_{i}" for i in range(1, 6)]
-    for name in [*names, "test_batch"]:
-        data, labels = _batch(rng, 40, 10, 32)
-        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": labels}, protocol=2))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"kind {i}" for i in range(10)]}))
-    reader = torchvision.datasets.CIFAR10
-    monkeypatch.setattr(reader, "train_list", [[n, None] for n in names])
-    monkeypatch.setattr(reader, "test_list", [["test_batch", None]])
-    monkeypatch.setattr(reader, "meta", reader.meta | {"md5": None})
-    return tmp_path
-
-
 def cifar(root: Path, **options: Any) -> CIFAR10:
     return CIFAR10(root=str(root), download=False, **{"batch_size": 16, **options})
 

@@ -1,5 +1,6 @@
 """What a first user runs into, tried in processes of its own: one or two lines that say what to do."""
 
+import errno
 import os
 import re
 import shlex
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -17,7 +19,7 @@ from smallnets.cli import main
 from smallnets.errors import UserError
 from smallnets.results import read_row
 from smallnets.results.run import check_name
-from smallnets.verbs.messages import parser_message, trainer_message
+from smallnets.verbs.messages import as_user_errors, full_disk_in_threads, parser_message, trainer_message
 
 pytestmark = pytest.mark.filterwarnings("default::smallnets.callbacks.HealthWarning")
 
@@ -275,20 +277,50 @@ def test_ctrl_c_from_outside_while_it_trains(here, tiny, own):
 # -- a full disk ---------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_in_a_fit(here, tiny):
-    """No file may grow beyond 8 KiB: what a checkpoint of LeNet-12 needs is more."""
+@pytest.mark.parametrize("logger", ["tensorboard", "none"])
+def test_a_full_disk_in_a_fit(here, tiny, logger):
+    """No file may grow beyond 8 KiB: TensorBoard's events, written by a thread, and a checkpoint need more."""
     limited = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         " resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192));"
         " from smallnets.cli import console; console()"
     )
-    done = process(tiny("fit", "--name=one", "--trainer.logger=false"), program=limited)
+    options = ["--trainer.logger=false"] if logger == "none" else []
+    done = process(tiny("fit", "--name=one", *options), program=limited)
     assert done.returncode == 1
     said = lines(done.stderr)
     assert len(said) == 1 and re.search("File too large.*make room, then go on", said[0]), done.stderr
     folder = here / "lightning_logs/one/run-1"
     assert not list(folder.rglob("*.part")), "half a checkpoint would fill the disk further"
     assert not list(folder.rglob("*.ckpt"))
+
+
+def test_an_error_of_a_thread_is_told_once_and_never_lost():
+    def in_thread(work):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    def fill():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    said = r"No space left on device; .*make room"
+    with pytest.raises(UserError, match=said), as_user_errors(), full_disk_in_threads():
+        in_thread(fill)
+    # What the block itself raises comes first.
+    with pytest.raises(ZeroDivisionError), full_disk_in_threads():
+        in_thread(fill)
+        _ = 1 / 0
+    # Any other error of a thread is shown as ever.
+    shown = []
+    before, threading.excepthook = threading.excepthook, shown.append
+    try:
+        with full_disk_in_threads():
+            in_thread(lambda: [][0])
+        assert threading.excepthook == shown.append
+    finally:
+        threading.excepthook = before
+    assert [each.exc_type for each in shown] == [IndexError]
 
 
 # -- the command line ----------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def budgets_and_pruning(found: dict[str, Any]) -> None:
 def lottery_tickets(found: dict[str, Any]) -> None:
     kept = [found["total"]]
     for _ in range(3):
-        kept.append(kept[-1] - -(-kept[-1] * 6 // 10))  # kept -= ceil(0.6 * kept)
+        kept.append(kept[-1] - -(-kept[-1] // 2))  # kept -= ceil(kept / 2)
     assert found["total"] == 50_200 and found["kept"] == kept
     # Three seeds: the dense network, three tickets, and two controls from each of these.
     assert found["points"] == 3 * (1 + 3 + 2 * 3) and found["left_out"] == []
@@ -140,14 +140,8 @@ def test_the_notebooks_are_those_that_are_checked() -> None:
     assert re.findall(r"\]\(notebooks/(\w+)\.ipynb\)", (ROOT / "README.md").read_text()) == NAMES
 
 
-# Seen to pass here: the first two. The others ran to their end when their outputs were made; in the third and the fifth
-# runs warn on stderr, which the checks below do not allow.
-SEEN = [pytest.param(n, marks=[pytest.mark.slow] * (n[0] not in "12")) for n in NAMES]
-QUIET = [pytest.param(n, marks=[pytest.mark.slow] * (n[0] in "35")) for n in NAMES]
-
-
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", SEEN)
+@pytest.mark.parametrize("name", NAMES)
 def test_it_runs_and_gives_what_it_says(name: str, execute: Callable[[Any], Any]) -> None:
     if name.startswith("6"):
         pytest.importorskip("onnxruntime", reason="the extra export is not installed")
@@ -162,7 +156,7 @@ def test_it_runs_and_gives_what_it_says(name: str, execute: Callable[[Any], Any]
     assert sorted(path.name for path in FOLDER.iterdir()) == before
 
 
-@pytest.mark.parametrize("name", QUIET)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_is_kept_is_small_and_of_one_whole_execution(name: str) -> None:
     path, notebook = FOLDER / f"{name}.ipynb", read(name)
     assert path.stat().st_size <= MOST_BYTES
@@ -170,7 +164,9 @@ def test_what_is_kept_is_small_and_of_one_whole_execution(name: str) -> None:
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert problems(notebook) == []
     assert notebook.metadata.kernelspec.name == "python3"
-    assert notebook.cells[0].cell_type == "markdown" and "minute" in notebook.cells[0].source
+    # As measured on one core when the outputs were made; a reader has three minutes.
+    seconds = re.search(r"Some (\d+) s of one CPU core", notebook.cells[0].source)
+    assert notebook.cells[0].cell_type == "markdown" and seconds and int(seconds[1]) <= 180
     # No folder of a machine and no name of an account.
     text = re.sub(r'"image/png": "[^"]*"', "", path.read_text())
     assert re.findall(r"(?:/(?:home|root|tmp|Users|work|opt|mnt|var|venv)/|[A-Z]:\\\\)\S*", text) == []

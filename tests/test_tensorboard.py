@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from PIL import Image
+from PIL import Image, ImageDraw
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -261,7 +261,18 @@ def test_the_worst_of_all_batches_are_kept():
 
 def test_captions_name_what_is_there_and_what_was_said():
     sure = Predictions(torch.tensor([[0.0, torch.log(torch.tensor(3.0))]]), torch.tensor([0]))
-    assert captions(sure, ["cat", "dog"]) == [("is cat", "said dog 0.75")]
+    assert captions(sure, ["cat", "dog"]) == [("is cat", "said dog", "probability 0.750")]
+
+
+def test_a_caption_shows_its_number_whatever_its_class_is_called(monkeypatch):
+    """CIFAR-10's longest name is drawn whole; one that is wider than its picture is cut, its probability never."""
+    drawn = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, at, text, *rest, **more: drawn.append(text))
+    sure = Predictions(torch.tensor([[0.0, torch.log(torch.tensor(3.0))]]), torch.tensor([0]))
+    for longest in ("automobile", "black-footed albatross of the northern Pacific"):
+        captioned(torch.zeros(1, 3, 32, 32), captions(sure, ["airplane", longest]))
+    assert drawn[:3] == ["is airplane", "said automobile", "probability 0.750"]
+    assert drawn[4].endswith("…") and drawn[5] == "probability 0.750"
 
 
 def test_pictures_have_the_colours_and_sizes_of_their_numbers():

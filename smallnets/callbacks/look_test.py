@@ -87,10 +87,13 @@ class TensorBoardTest(Callback):
             writer.close()
 
 
-def captions(worst: Predictions, classes: Sequence[str]) -> list[tuple[str, str]]:
-    """Two lines an image: its class, and what it was taken for with which probability."""
+def captions(worst: Predictions, classes: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Three lines an image: its class, what it was taken for, and with which probability.
+
+    The probability has a line of its own: `captioned` cuts lines that are wider than their image.
+    """
     rows = zip(worst.labels.tolist(), worst.predicted.tolist(), worst.confidence.tolist(), strict=True)
-    return [(f"is {classes[true]}", f"said {classes[said]} {sure:.2f}") for true, said, sure in rows]
+    return [(f"is {classes[true]}", f"said {classes[said]}", f"probability {sure:.3f}") for true, said, sure in rows]
 
 
 class Seen:

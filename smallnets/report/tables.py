@@ -33,7 +33,7 @@ class ResultTable:
     limits: Mapping[str, int] = field(default_factory=dict)
 
     def frame(self) -> pd.DataFrame:
-        """A line a cell; accuracies are shares of 1; what is not known is missing, `flags` joined by `; `."""
+        """A line a cell; accuracies are shares of 1; what is not known is missing, `flags` are joined by semicolons."""
         base = self.results.cell(self.baseline) if self.baseline is not None else None
         cells = self.results.cells
         found = {

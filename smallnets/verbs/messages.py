@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -65,6 +66,30 @@ def as_user_errors(options: Callable[[], Iterable[str]] = list, on_full: str = "
             raise
         where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
         raise RunError(f"{where}{error.strerror}{on_full if error.errno in _FULL else ''}") from error
+
+
+@contextmanager
+def full_disk_in_threads() -> Iterator[None]:
+    """A thread that finds the disk full, as TensorBoard's writer may, prints no traceback in a `with` block.
+
+    Raises:
+        OSError: the thread's, at the block's end, unless the block itself has raised: it is told once, and never lost.
+    """
+    before, found = threading.excepthook, list[OSError]()
+
+    def hook(arguments: threading.ExceptHookArgs, /) -> None:
+        if isinstance(arguments.exc_value, OSError) and arguments.exc_value.errno in _FULL:
+            found.append(arguments.exc_value)
+        else:
+            before(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+    if found:
+        raise found[0]
 
 
 def _user_error_in(error: BaseException) -> UserError | None:

@@ -40,7 +40,7 @@ from smallnets.training.predictions import write_predictions
 from smallnets.verbs.attachments import fit_callbacks, fit_loggers
 from smallnets.verbs.brief import BriefLightningParser
 from smallnets.verbs.choice import Choice, first_process
-from smallnets.verbs.messages import RESUME, as_user_errors, short_warnings, trainer_message
+from smallnets.verbs.messages import RESUME, as_user_errors, full_disk_in_threads, short_warnings, trainer_message
 
 # What belongs to one command and not to the configuration that made the run.
 _OF_THE_COMMAND = ("ckpt_path", "run", "weights_only", "verbose", "return_predictions", "config", "reread_test")
@@ -280,7 +280,7 @@ def run(verb: str, argv: list[str], cli: type[TrainerCLI] | None = None) -> int:
     Raises:
         UserError: the command line or a config is wrong, or the run failed for a reason that has a short message.
     """
-    with short_warnings(), as_user_errors(option_names, RESUME):
+    with short_warnings(), as_user_errors(option_names, RESUME), full_disk_in_threads():
         arguments = [verb, *expand_arguments(with_run_config(verb, argv))]
         make_cli(cli or TrainerCLI, verb, arguments, seed_everything_default=0)
     return 0
