@@ -42,7 +42,10 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml") if "studies" not in p.parts)
+# The checkout's own folder may be called so too.
+FILES = [
+    f for f in sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml")) if "/studies/" not in f
+]
 # The training split's size, and the published statistics of the sets whose own are given in a config.
 TRAIN_IMAGES = {"CIFAR10": 45_000, "CIFAR100": 45_000, "MNIST": 54_000, "ImageNet64": 1_153_050, "Digits": 1_348}
 CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -253,7 +256,7 @@ def test_the_configs_cover_the_recipes_of_the_documents():
         ten = {11_173_962, 701_466, 9_786_378, 840_010, 504_266, 15_245_130, 955_098}
         hundred = {11_220_132, 713_076, 9_832_548, 851_620, 521_636, 15_291_300, 966_708}
         assert of(f"000_{optimizer}") == ten | hundred
-    assert of("001_") == {6_964_106, 21_289_802, 272_474, 11_171_146}
+    assert of("001_") == {6_964_106, 7_978_856, 21_289_802, 272_474, 11_171_146}
     table5 = {4_978_810, 4_969_776, 4_988_256, 5_326_506, 4_623_178, 6_412_362, 11_773_258, 701_466}
     assert table5 < of("002_")
     assert {2_777_674, 11_173_962} <= of("004_")

@@ -222,6 +222,7 @@ def test_stated_ratios_of_document_000() -> None:
 def test_a_head_of_1000_classes_left_in_place_explains_document_001() -> None:
     with torch.device("meta"):
         assert parameters(make("densenet121_imagenet", 1000)) == 7_978_856
+        assert parameters(make("densenet121_imagenet", logits=1000)) == 7_978_856
         assert parameters(make("resnet18_imagenet", 1000)) == 11_689_512
     assert 7_978_856 - PARAMETERS["densenet121_imagenet"][0] == 990 * (1024 + 1) == 1_014_750
 
@@ -410,6 +411,7 @@ def test_globally_pooled_networks_take_any_side(side: int) -> None:
         (lambda: ResNet(channels=[64, 32, 16, 8], shortcut="A"), "cannot go from 64 to 32"),
         (lambda: ResNet(num_classes=0), "num_classes must be a whole number of at least 1, got 0"),
         (lambda: DenseNet(compression=0), "compression must be above 0"),
+        (lambda: DenseNet(logits=9), "logits is at least the number of classes, 10, got 9"),
         (lambda: LeNet(hidden_widths="300"), "hidden_widths must be a list"),
         (lambda: models.resnet20(chanels=[1, 2, 3]), "ResNet has no argument 'chanels'; nearest: 'channels'"),
         (lambda: make("resnet21"), "no network is called 'resnet21'; nearest: 'resnet20'"),

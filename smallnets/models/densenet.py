@@ -38,7 +38,8 @@ def transition(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class DenseNet(nn.Module):
-    """Images (N, in_channels, H, W) -> logits (N, num_classes). Huang et al. 2017 (arXiv 1608.06993); document 001.
+    """Images (N, in_channels, H, W) -> logits (N, num_classes), or (N, logits). Huang et al. 2017 (arXiv
+    1608.06993); document 001.
 
     A stem, stages of `DenseLayer`s each but the last ended by a transition that keeps the share `compression` of the
     channels and halves the side, BatchNorm, ReLU, global average, linear head. Convolutions have no bias and start as
@@ -53,6 +54,8 @@ class DenseNet(nn.Module):
         compression: share of the channels that a transition keeps, above 0 and at most 1, rounded down.
         stem: "cifar" is a bare 3x3 convolution; "imagenet" is torchvision's 7x7, stride 2, BatchNorm, ReLU, max
             pooling.
+        logits: outputs of the head, by default one a class. More than that learn to be never chosen: document 001 left
+            the 1,000 of ImageNet on the ten classes of CIFAR-10.
 
     Raises UserError for arguments that do not fit.
     """
@@ -67,9 +70,13 @@ class DenseNet(nn.Module):
         compression: float = 0.5,
         stem: Literal["cifar", "imagenet"] = "cifar",
         in_channels: int = 3,
+        logits: int | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = whole("num_classes", num_classes)
+        self.logits = None if logits is None else whole("logits", logits)
+        if self.logits is not None and self.logits < self.num_classes:
+            raise UserError(f"logits is at least the number of classes, {self.num_classes}, got {self.logits}")
         self.growth_rate = whole("growth_rate", growth_rate)
         self.blocks = whole_list("blocks", blocks)
         self.stem_channels = whole("stem_channels", stem_channels)
@@ -111,7 +118,7 @@ class DenseNet(nn.Module):
         self.relu = nn.ReLU()
         self.average = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.head = nn.Linear(width, self.num_classes)
+        self.head = nn.Linear(width, self.logits or self.num_classes)
         init_convs(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,14 +9,22 @@ import pandas as pd
 
 from smallnets.report.figures import colour
 
-_FRACTIONS = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1)
-# Document 000's spotlight, test accuracy in %: ResNet18 by AdaBound for 200 epochs on CIFAR-10, pruned once after
-# training, convolutions only, and not trained further.
+# Document 000's spotlight, test accuracy in % at the share pruned: ResNet18 by AdaBound for 200 epochs on CIFAR-10,
+# pruned once after training, convolutions only, and not trained further.
 STATED = {
-    "layer": (95.0, 95.0, 95.01, 94.89, 94.81, 94.52, 93.98, 91.02, 85.48, 66.59, 27.31, 15.48, 9.89, 10),
-    "global": (95.0, 95.0, 94.99, 94.94, 94.89, 94.87, 94.86, 94.87, 94.55, 93.01, 85.24, 52.73, 19.85, 10),
-    "inputs": (95.0, 93.87, 45.96, 30.24, 20.25, 15.67, 10.06, 10.0, 9.79, 10, 10, 10, 10, 10),
-}
+    "layer": {
+        0: 95.0, 0.1: 95.0, 0.2: 95.01, 0.3: 94.89, 0.4: 94.81, 0.5: 94.52, 0.6: 93.98, 0.7: 91.02, 0.75: 85.48,
+        0.8: 66.59, 0.85: 27.31, 0.9: 15.48, 0.95: 9.89, 1: 10,
+    },
+    "global": {
+        0: 95.0, 0.1: 95.0, 0.2: 94.99, 0.3: 94.94, 0.4: 94.89, 0.5: 94.87, 0.6: 94.86, 0.7: 94.87, 0.75: 94.55,
+        0.8: 93.01, 0.85: 85.24, 0.9: 52.73, 0.95: 19.85, 1: 10,
+    },
+    "inputs": {
+        0: 95.0, 0.05: 94.56, 0.1: 93.87, 0.15: 92.22, 0.2: 45.96, 0.3: 30.24, 0.4: 20.25, 0.5: 15.67, 0.6: 10.06,
+        0.7: 10.0, 0.75: 9.79, 0.8: 10, 0.85: 10, 0.9: 10, 0.95: 10, 1: 10,
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,8 +48,8 @@ class OneShotFigure:
                     lines.append((point["method"], float(point["fraction"]), float(point[name]), source))
         if self.stated:
             for method in dict.fromkeys(point["method"] for point in self.points):
-                values = zip(_FRACTIONS, STATED.get(method, ()), strict=False)
-                lines += [(method, fraction, round(value / 100, 6), "document 000") for fraction, value in values]
+                values = STATED.get(method, {}).items()
+                lines += [(method, float(share), round(value / 100, 6), "document 000") for share, value in values]
         return pd.DataFrame(lines, columns=["method", "fraction", "accuracy", "source"])
 
     def plot(self) -> Any:
