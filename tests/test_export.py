@@ -105,6 +105,18 @@ def test_a_file_gives_the_networks_logits(family: str, format: str, dtype: str, 
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+@pytest.mark.parametrize(("format", "dtype"), [("pt2", "fp32"), ("executorch", "int8")])
+def test_a_network_that_was_trained_in_channels_last(format: str, dtype: str, tmp_path: Path) -> None:
+    needs(format)
+    net, shape = made("resnet")
+    net = net.to(memory_format=torch.channels_last)
+    images = torch.randn(32, *shape)
+    path = to_file(net, tmp_path / f"a{SUFFIX[format]}", shape, format, dtype, images if dtype == "int8" else None)
+    assert compare_logits(net, open_exported(path, threads=1), images).relative < TOLERANCE[dtype]
+    assert all(each.is_contiguous() for each in prepared(net).parameters())
+    assert not net.stages[0][0].conv1.weight.is_contiguous()
+
+
 def test_batchnorm_is_folded_and_zeros_stay(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     needs("onnx")

@@ -55,6 +55,8 @@ def prepared(net: nn.Module, dtype: str = "fp32") -> nn.Module:
     With "int8" the copy stays in float32: its numbers are chosen when the file is written.
     """
     bare = copy.deepcopy(getattr(net, "_orig_mod", net)).cpu().eval().requires_grad_(False)
+    # ExecuTorch refuses weights that training left in channels_last.
+    bare = bare.to(memory_format=torch.contiguous_format)
     # A forward that torch.fx cannot follow stays as it is: the exporters may, and write its BatchNorm too.
     with suppress(UserError):
         bare = fold(bare)
