@@ -79,7 +79,8 @@ def _wide(settings: Settings, warm: int, steps: int, size: int) -> Row:
         "fast mode": lambda: work.by_trainer(net(), fast=True),
         "captured by hand": lambda: work.by_hand_captured(net()),
     }
-    row = compare(WIDE_NAME, alternate(sides, settings.rounds(9)), *sides, f"a step of {size} images")
+    seconds = alternate(sides, settings.rounds(9))
+    row = compare(WIDE_NAME, seconds, "fast mode", "captured by hand", f"a step of {size} images")
     return with_rate(row, size, EXPECTED[WIDE_NAME]).with_bar("<=", MOST_OF_CAPTURED)
 
 

@@ -250,7 +250,7 @@ class PruningSchedule(StepCallback):
         )
 
     def _note(self, trainer: L.Trainer, net: nn.Module, masks: Masks, step: int) -> None:
-        entry = {
+        entry: dict[str, Any] = {
             "step": step, "density": masks.density, "kept": masks.kept, "removed": masks.total - masks.kept,
             "total": masks.total, "macs": kept_macs(self._counts, masks), "packed_bytes": packed_bytes(net, masks),
             "kept_by_layer": {each.name: each.kept for each in masks.layers},
