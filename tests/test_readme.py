@@ -163,7 +163,7 @@ def test_every_command_runs_and_prints_what_is_shown(clone, capsys, cifar):
                 problems.append(f"{line} does not print: {each}")
         if line == "smallnets test --config configs/quickstart.yaml":
             row = read_row(clone / "lightning_logs/quickstart/run-1")
-            assert row["test_accuracy"] >= 0.96
+            assert row["test_accuracy"] >= 0.97
             assert row["test_reads"] == 1
     for page in PAGES:
         for line in commands(page.read_text()):

@@ -1,4 +1,4 @@
-"""What a reviewer finds in TensorBoard, read back from the event files."""
+"""What one finds in TensorBoard, read back from the event files."""
 
 import io
 import re

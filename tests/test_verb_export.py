@@ -93,7 +93,7 @@ def test_int8_with_full_verification(best: Path, here: Path, capsys: pytest.Capt
     assert main([*command, "--overwrite"]) == 0
 
 
-def test_the_issues_command(best: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_output_the_file_has_the_runs_name(best: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without --output the file is named by the run, or by a checkpoint that lies in none; a home folder is found."""
     name = f"{best.parents[2].name}-{best.parents[1].name}.pt2"
     assert main(["export", str(best), "--format", "pt2", "--calls=0"]) == 0

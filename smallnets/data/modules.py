@@ -28,7 +28,8 @@ class ImageData(L.LightningDataModule, ABC):
     """What all data sets share: split, order, augmentation and normalisation, by the laws of this package.
 
     *Split.* The part that is not the test part is divided 9 : 1 into training and validation, stratified, a pure
-    function of `split_seed`. Test images are read by `test` alone. Validation and test images are never augmented.
+    function of `split_seed`. Test images are read by `test`, by `export` to hold a file against its network, and by
+    nothing else. Validation and test images are never augmented.
 
     *Order.* The images of an epoch, their order and their augmentation are a function of (seed, epoch, rank, world
     size); see `BatchLoader`.

@@ -1,4 +1,8 @@
-"""The test set is read once a run: the row counts the readings, before they begin."""
+"""The test set is read once a run: the row counts the readings, before they begin.
+
+An exported file may be held against its network on images that were read before (`smallnets export --verify=full`):
+that gives no new figure of the network, and is counted apart, in `file_test_reads`.
+"""
 
 import hashlib
 from pathlib import Path

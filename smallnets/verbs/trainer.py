@@ -280,7 +280,7 @@ def run(verb: str, argv: list[str], cli: type[TrainerCLI] | None = None) -> int:
     Raises:
         UserError: the command line or a config is wrong, or the run failed for a reason that has a short message.
     """
-    with short_warnings(), as_user_errors(option_names, RESUME), full_disk_in_threads():
+    with short_warnings(), as_user_errors(option_names, RESUME if verb == "fit" else ""), full_disk_in_threads():
         arguments = [verb, *expand_arguments(with_run_config(verb, argv))]
         make_cli(cli or TrainerCLI, verb, arguments, seed_everything_default=0)
     return 0
