@@ -1,11 +1,13 @@
 """`LotteryTicket` in a fit: equal, bit for bit, to a plain loop; killed and resumed; on two processes; fast."""
 
 import copy
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from test_interruption import checkpoint, equal, process
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
@@ -267,6 +269,18 @@ def test_a_stored_dense_training_of_another_lottery_is_refused(net, tmp_path):
         fitted(
             type(net)(10, width=4), LotteryTicket(ROUNDS, EPOCHS, from_round=path.format(0)), tmp_path / "b", epochs=6
         )
+
+
+def test_a_checkpoint_that_knows_no_from_round_is_of_a_lottery_without_it(net, tmp_path):
+    """Of a version that had no such setting: it goes on without, and with one it is of another lottery."""
+    fitted(net, LotteryTicket(ROUNDS, EPOCHS, fraction=0.3), tmp_path / "a", epochs=9)
+    old = checkpoint(tmp_path / "a/rounds/round-0.ckpt")
+    del old[LOTTERY_KEY]["settings"]["from_round"]
+    trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING))
+    LotteryTicket(ROUNDS, EPOCHS, fraction=0.3).on_load_checkpoint(trainer, None, old)
+    other = LotteryTicket(ROUNDS, EPOCHS, fraction=0.3, from_round="a/round-0.ckpt")
+    with pytest.raises(UserError, match=r"of another lottery: from_round=None \(now round-0.ckpt\)"):
+        other.on_load_checkpoint(trainer, None, old)
 
 
 def test_average_and_health_begin_a_round_as_they_begin_a_fit(net, tmp_path):

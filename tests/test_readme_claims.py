@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from smallnets.cli import main
 from smallnets.data import Digits
@@ -39,11 +40,22 @@ def kept_rows() -> list[dict[str, Any]]:
     return [{**json.loads(line), "file": file} for file in files for line in file.read_text().splitlines()]
 
 
-def shows(cell: str, parameters: int, macs: int, rows: list[dict[str, Any]]) -> bool:
+def lengths(net: str) -> set[int]:
+    """The `max_epochs` of the recipes on CIFAR-10 that train a network from its start."""
+    found = set()
+    for folder in ("cifar10", "recipes"):
+        for file in (ROOT / "configs" / folder).glob("*.yaml"):
+            config = yaml.safe_load(file.read_text())
+            if config["model"].get("net") == net and "finetune" not in file.stem:
+                found.add(config["trainer"]["max_epochs"])
+    return found
+
+
+def shows(cell: str, parameters: int, macs: int, epochs: set[int], rows: list[dict[str, Any]]) -> bool:
     """Whether one cell of one study holds what the table says: mean and deviation in per cent, n, the device.
 
-    Only whole recipes on CIFAR-10 count: of 45,000 training images or more, all 10,000 test images read once, the
-    network as the table counts it.
+    Only whole recipes on CIFAR-10 count: of all `epochs` of one, of 45,000 training images or more, all 10,000 test
+    images read once, the network as the table counts it. Rows of a single run have no cell: their name stands for it.
     """
     found = MEASURED.fullmatch(cell.strip())
     assert found, f"not of the form `91.27 ± 0.10 (n = 3, H200)`: {cell}"
@@ -52,8 +64,9 @@ def shows(cell: str, parameters: int, macs: int, rows: list[dict[str, Any]]) -> 
     for row in rows:
         whole = row.get("train_size", 0) >= 45_000 and row.get("test_size") == 10_000 and row.get("test_reads") == 1
         same = (row.get("parameters"), row.get("macs")) == (parameters, macs)
+        whole = whole and row.get("epochs") in epochs
         if whole and same and row["status"] == "finished" and device.lower() in str(row.get("device")).lower():
-            groups[row["file"], row["cell"]].append(100 * row["test_accuracy"])
+            groups[row["file"], row.get("cell", row.get("name")), row["epochs"]].append(100 * row["test_accuracy"])
     for values in groups.values():
         average = math.fsum(values) / len(values)
         spread = math.sqrt(math.fsum((v - average) ** 2 for v in values) / max(1, len(values) - 1))
@@ -68,19 +81,29 @@ def test_a_measured_accuracy_is_the_mean_of_rows_in_results():
     assert len(rows) > 50
     for name, parameters, macs, cell in LINE.findall(README):
         if cell.strip() != "not yet measured":
-            assert shows(cell, int(parameters.replace(",", "")), int(macs.replace(",", "")), rows), f"{name}: {cell}"
+            counts = (int(parameters.replace(",", "")), int(macs.replace(",", "")))
+            assert shows(cell, *counts, lengths(name), rows), f"{name}: {cell}"
 
 
 def test_a_figure_that_no_rows_give_is_found():
     about = {"cell": "a", "status": "finished", "device": "NVIDIA H200", "parameters": 7, "macs": 9, "file": "x"}
-    whole = {**about, "train_size": 45_000, "test_size": 10_000, "test_reads": 1}
+    whole = {**about, "epochs": 160, "train_size": 45_000, "test_size": 10_000, "test_reads": 1}
     rows = [{**whole, "test_accuracy": share} for share in (0.91, 0.92, 0.93)]
-    assert shows("92.00 ± 1.00 (n = 3, H200)", 7, 9, rows)
+    assert shows("92.00 ± 1.00 (n = 3, H200)", 7, 9, {160}, rows)
     for wrong in ("92.01 ± 1.00 (n = 3, H200)", "92.00 ± 0.82 (n = 3, H200)", "92.00 ± 1.00 (n = 2, H200)"):
-        assert not shows(wrong, 7, 9, rows)
-    assert not shows("92.00 ± 1.00 (n = 3, A100)", 7, 9, rows)
-    assert not shows("92.00 ± 1.00 (n = 3, H200)", 8, 9, rows)
-    assert not shows("92.00 ± 1.00 (n = 3, H200)", 7, 9, [{**row, "train_size": 1000} for row in rows])
+        assert not shows(wrong, 7, 9, {160}, rows)
+    assert not shows("92.00 ± 1.00 (n = 3, A100)", 7, 9, {160}, rows)
+    assert not shows("92.00 ± 1.00 (n = 3, H200)", 8, 9, {160}, rows)
+    assert not shows("92.00 ± 1.00 (n = 3, H200)", 7, 9, {160}, [{**row, "train_size": 1000} for row in rows])
+
+
+def test_a_run_of_fewer_epochs_than_its_recipe_is_no_measured_figure():
+    """The row of eight epochs of `resnet20` is whole but for its length."""
+    assert lengths("resnet20") == {80, 160} and lengths("resnet32") == set()
+    rows = [row for row in kept_rows() if row["file"].parent.name == "resnet20_short"]
+    resnet20 = ("82.98 ± 0.00 (n = 1, cpu)", 272_474, 40_813_184)
+    assert shows(*resnet20, {8}, rows)
+    assert not shows(*resnet20, lengths("resnet20"), rows)
 
 
 def test_the_picture_at_the_top_is_drawn_from_its_rows(tmp_path):

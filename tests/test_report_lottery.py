@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from report_helpers import control_record, in_study, lottery_record, put, row, study
 
@@ -11,7 +12,9 @@ from smallnets.report.collect import collect
 from smallnets.report.figures import save, spec
 from smallnets.report.lottery import Lottery, crossings, height, lotteries
 from smallnets.report.lottery_figure import LotteryFigure
+from smallnets.report.parents import dense_parent
 from smallnets.report.verdict import Point, verdict
+from smallnets.report.write import Asked, write_report
 
 
 def test_rounds_and_controls_become_points(tmp_path: Path) -> None:
@@ -63,6 +66,47 @@ def test_other_rewindings_of_one_dense_training_are_series_of_its_lottery(tmp_pa
         line = lines[series, 0.25]
         assert line.ticket_less is not None and line.less_dense is not None, series
         assert line.ticket_less.mean == pytest.approx(0.7 - found[series, 0.25][1]), series
+
+
+@pytest.mark.parametrize("home", [True, False])
+def test_a_report_of_other_rewindings_with_and_without_their_lottery(tmp_path: Path, home: bool) -> None:
+    """Their dense parent is their lottery's round 0, of the seed there; round 0 itself is told of the lottery alone."""
+    for seed in (1, 2):
+        if home:
+            put(tmp_path / "in", row("a", f"run-{seed}", seed, 0.7, pruning=[lottery_record([0.9, 0.8, 0.7])]))
+        for name, rewind in (("rate", "rate"), ("fine", "none")):
+            record = lottery_record([0.9, 0.85, 0.75 + seed / 100])
+            record["plan"]["rewind"] = rewind
+            record["from_round"] = f"logs/a/run-{seed}/checkpoints/round-0.ckpt"
+            run = f"{name}-{seed}"
+            put(tmp_path / "in", row(name, run, seed + 10, 0.75 + seed / 100, pruning=[record]))
+    out = tmp_path / "out"
+    problems = write_report(collect([tmp_path / "in"]), out, Asked()).problems
+    checklist = pd.read_csv(out / "checklist.csv").set_index("cell")
+    rounds = pd.read_csv(out / "rounds.csv")
+    told = {name: list(zip(each["series"], each["round"], strict=True)) for name, each in rounds.groupby("cell")}
+    others = {"rate": "rate_rewinding", "fine": "fine_tuning"}
+    expected = {name: [(series, 1), (series, 2)] for name, series in others.items()}
+    if not home:
+        assert told == expected
+        assert len(problems) == 4 and all("is not here; left out" in problem for problem in problems)
+        assert not checklist["dense_parent"].any()
+        return
+    assert told == {"a": [("ticket", 0), ("ticket", 1), ("ticket", 2)], **expected} and not problems
+    assert checklist["parent"].to_dict() == {"a": "round 0", "rate": "a, round 0", "fine": "a, round 0"}
+    assert checklist["pairs"].to_dict() == dict.fromkeys(("a", "rate", "fine"), 2)
+    assert checklist.loc["rate", "difference"] == pytest.approx(0.765 - 0.9)
+
+
+def test_a_lottery_of_no_rounds_has_no_dense_parent_of_another(tmp_path: Path) -> None:
+    """One that ended within its dense training, beside the only lottery of its network."""
+    put(tmp_path, row("a", "run-1", 1, 0.7, pruning=[lottery_record([0.9, 0.8])]))
+    put(tmp_path, row("cut", "run-2", 1, 0.5, pruning=[lottery_record([])]))
+    results = collect([tmp_path])
+    parents = {
+        cell.name: dense_parent(cell, cell.rows[0]["pruning"][0], results, "val_accuracy") for cell in results.cells
+    }
+    assert parents["cut"] is None and parents["a"] is not None
 
 
 def test_two_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:

@@ -281,7 +281,7 @@ class LotteryTicket(StepCallback):
         if stored is None:
             raise UserError("the checkpoint is not of a lottery: a run goes on with LotteryTicket as it began with it")
         mine, theirs = {**self.plan.as_plain(), **self._settings}, {**stored["plan"], **stored["settings"]}
-        differing = [f"{k}={theirs[k]} (now {mine[k]})" for k in mine if mine[k] != theirs.get(k)]
+        differing = [f"{k}={theirs.get(k)} (now {mine[k]})" for k in mine if mine[k] != theirs.get(k)]
         if differing:
             raise UserError(f"the checkpoint is of another lottery: {', '.join(differing)}")
         self.record["rounds"] = list(stored["rounds"])

@@ -59,7 +59,7 @@ def lotteries(results: Results, metric: str = "val_accuracy") -> tuple[list[Lott
     for cell in results.cells:
         for row in cell.rows:
             for record in records(row, "LotteryTicket"):
-                if not record.get("rounds") or _rewinds(record):
+                if not record.get("rounds") or rewinding(record):
                     continue
                 if cell.name not in found:
                     weights, parameters = record["rounds"][0]["total"], row.get("parameters") or 0
@@ -68,12 +68,12 @@ def lotteries(results: Results, metric: str = "val_accuracy") -> tuple[list[Lott
     problems = []
     for cell in results.cells:
         for row in cell.rows:
-            others = [each for each in records(row, "LotteryTicket") if each.get("rounds") and _rewinds(each)]
+            others = [each for each in records(row, "LotteryTicket") if each.get("rounds") and rewinding(each)]
             for record in [*others, *records(row, "LotteryControl")]:
                 home = homes.of(row, record)
                 if home is None:
                     problems.append(f"{row['folder']}: its lottery ({record.get('from_round')}) is not here; left out")
-                elif (series := _rewinds(record)) is not None:
+                elif (series := rewinding(record)) is not None:
                     points = [p for p in _rounds(row, record, metric) if p.series == TICKET]
                     found[home[0]].points.extend(p._replace(series=series, seed=home[1]) for p in points)
                 else:
@@ -89,7 +89,7 @@ class Homes:
         self._kinds: dict[str, tuple[Any, Any]] = {}
         for cell in results.cells:
             for row in cell.rows:
-                if any(each.get("rounds") and not _rewinds(each) for each in records(row, "LotteryTicket")):
+                if any(each.get("rounds") and not rewinding(each) for each in records(row, "LotteryTicket")):
                     self._runs[str(row["name"]), str(row["run"])] = (cell.name, row["seed"])
                     self._kinds[cell.name] = (row["net"], row["data"])
 
@@ -108,7 +108,7 @@ def records(row: dict[str, Any], *callbacks: str) -> list[dict[str, Any]]:
     return [each for each in pruning if each.get("callback") in callbacks] if isinstance(pruning, list) else []
 
 
-def _rewinds(record: dict[str, Any]) -> str | None:
+def rewinding(record: dict[str, Any]) -> str | None:
     """The series of a lottery that is another's control; None for one of its own, and for a `LotteryControl`."""
     plan = record.get("plan") or {}
     return _REWINDS.get(str(plan.get("rewind"))) if record.get("from_round") else None

@@ -47,15 +47,7 @@ def mask_overlap(results: Results) -> tuple[pd.DataFrame, list[str]]:
             for seed, path in sorted(by_seed.items()):
                 try:
                     masks[seed] = _masks(path)
-                except (
-                    RuntimeError,
-                    OSError,
-                    EOFError,
-                    ValueError,
-                    TypeError,
-                    KeyError,
-                    pickle.UnpicklingError,
-                ) as error:
+                except _DAMAGED as error:
                     problems.append(f"overlap of masks: {path} is damaged: {(str(error).splitlines() or ['?'])[0]}")
             try:
                 found = [overlap(a, b) for a, b in combinations(masks.values(), 2)]

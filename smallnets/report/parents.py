@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from smallnets.report.collect import Cell, Results, differing, is_number
-from smallnets.report.lottery import PRUNERS, Homes, lotteries, records
+from smallnets.report.lottery import PRUNERS, Homes, lotteries, records, rewinding
 from smallnets.report.stats import Difference, difference
 from smallnets.report.verdict import DENSE, by_seed
 
@@ -23,7 +23,8 @@ class Parent:
 def dense_parent(cell: Cell, record: dict[str, Any], results: Results, metric: str) -> Parent | None:
     """The own dense network of a pruned cell; differences are paired by seed.
 
-    - Of a lottery, and of a control that began at its rounds: the lottery's round 0, of the same seed.
+    - Of a lottery, and of a control that began at its rounds (rewinding the rate alone and fine-tuning are such): the
+      lottery's round 0, of the same seed.
     - Of a run that went on from a dense run here (`--model.init_from`): that run.
     - Else the dense cell of the same network, data and count of parameters whose settings are nearest.
 
@@ -51,12 +52,14 @@ def dense_parent(cell: Cell, record: dict[str, Any], results: Results, metric: s
 
 def _round_0(cell: Cell, record: dict[str, Any], results: Results, metric: str) -> Parent | None:
     homes, found = Homes(results), {each.name: each for each in lotteries(results, metric)[0]}
-    if record["callback"] == "LotteryTicket":
+    if record["callback"] == "LotteryTicket" and cell.name in found:
         dense = by_seed(point for point in found[cell.name].points if point.series == DENSE)
         return Parent(ROUND_0, difference(cell.values(metric), dense))
     values, names = {}, []
     for row in cell.rows:
-        for each in records(row, "LotteryControl"):
+        for each in records(row, "LotteryTicket", "LotteryControl"):
+            if each["callback"] == "LotteryTicket" and rewinding(each) is None:
+                continue  # a lottery that ended within its dense training has no other's round 0
             if (home := homes.of(row, each)) is not None:
                 names.append(home[0])
                 if is_number(row.get(metric)):

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from smallnets.report.collect import Cell, Results, is_number
-from smallnets.report.lottery import records
+from smallnets.report.lottery import records, rewinding
 
 _ENDS = 3
 
@@ -16,6 +16,8 @@ _ENDS = 3
 class RoundsTable:
     """A line for each cell with a lottery and each of its rounds, means over seeds; and for controls that have rounds.
 
+    A round 0 that was taken over from another lottery is left out: its epochs and seconds are of the run there.
+
     `kept` and `density` are of the weights with masks; `layers` are the densities of the layers, of which `shown` gives
     the three densest and the three sparsest, and `layer_frame` all.
     """
@@ -23,8 +25,8 @@ class RoundsTable:
     results: Results
 
     def frame(self) -> pd.DataFrame:
-        """`cell`, `series` (`ticket`, or a control's name), `round`, `n` runs, means of `kept`, `density`, `epochs` and
-        `seconds`.
+        """`cell`, `series` (`ticket`, `rate_rewinding`, `fine_tuning`, or a control's name), `round`, `n` runs, and
+        means of `kept`, `density`, `epochs` and `seconds`.
         """
         return pd.DataFrame(
             [{k: v for k, v in line.items() if k != "layers"} for line in self._lines()],
@@ -77,10 +79,12 @@ def _rounds(cell: Cell) -> list[tuple[str, dict[str, Any]]]:
     found = []
     for row in cell.rows:
         for record in records(row, "LotteryTicket", "LotteryControl"):
-            series = record.get("control") or "ticket"
+            series = record.get("control") or rewinding(record) or "ticket"
             alone = {**record, "epochs": row.get("epochs"), "seconds": row.get("seconds")}
             rounds = record.get("rounds") or ([alone] if "control" in record else [])
-            found += [(series, each) for each in rounds if is_number(each.get("density")) and "round" in each]
+            rounds = [each for each in rounds if is_number(each.get("density")) and "round" in each]
+            taken_over = record["callback"] == "LotteryTicket" and record.get("from_round")
+            found += [(series, each) for each in rounds if each["round"] or not taken_over]
     return found
 
 
