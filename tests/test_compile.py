@@ -64,6 +64,7 @@ def test_the_compiled_network_is_the_one_that_is_called(monkeypatch):
 
 
 @pytest.mark.parametrize(("units", "asked"), [(False, "bf16-mixed"), (True, "bf16-mixed"), (False, "32-true")])
+@pytest.mark.filterwarnings("default:.*this CPU has no units for bfloat16")
 def test_bfloat16_without_units_for_it_is_named_once(here, tiny, monkeypatch, capsys, units, asked):
     monkeypatch.setattr(precision, "has_bf16_units", lambda: units)
     assert main(tiny("fit", f"--trainer.precision={asked}", "--trainer.max_epochs=1")) == 0
