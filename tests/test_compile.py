@@ -1,6 +1,7 @@
 """`--model.compile`, and what is said of bfloat16 on a CPU that has no units for it."""
 
 import functools
+import types
 
 import pytest
 import torch
@@ -63,6 +64,7 @@ def test_the_compiled_network_is_the_one_that_is_called(monkeypatch):
 
 
 @pytest.mark.parametrize(("units", "asked"), [(False, "bf16-mixed"), (True, "bf16-mixed"), (False, "32-true")])
+@pytest.mark.filterwarnings("default:.*this CPU has no units for bfloat16")
 def test_bfloat16_without_units_for_it_is_named_once(here, tiny, monkeypatch, capsys, units, asked):
     monkeypatch.setattr(precision, "has_bf16_units", lambda: units)
     assert main(tiny("fit", f"--trainer.precision={asked}", "--trainer.max_epochs=1")) == 0
@@ -82,3 +84,14 @@ def test_units_of_a_processor(monkeypatch, machine, units, expected):
     told = precision.slow_precision(torch.device("cpu"), "bf16-true")
     assert (told is None) is expected
     assert precision.slow_precision(torch.device("cuda"), "bf16-true") is None
+
+
+@pytest.mark.parametrize(("built_in", "units"), [(False, None), (True, True), (True, False)])
+def test_units_of_an_arm_processor_are_asked_of_onednn_where_it_is_built_in(monkeypatch, built_in, units):
+    monkeypatch.setattr(precision.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: built_in)
+    # A build without oneDNN has no such operator: AttributeError.
+    operators = types.SimpleNamespace(**({"_is_mkldnn_bf16_supported": lambda: units} if built_in else {}))
+    monkeypatch.setattr(torch.ops, "mkldnn", operators)
+    assert precision.has_bf16_units() is (units is not False)
+    assert (precision.slow_precision(torch.device("cpu"), "bf16-mixed") is None) is (units is not False)

@@ -19,6 +19,7 @@ from torch.optim import SGD
 import smallnets
 from smallnets.callbacks import EMA, ParameterBudget, PruningSchedule
 from smallnets.callbacks.layer_bars import layer_bars
+from smallnets.callbacks.record import RunRecord
 from smallnets.cli import main
 from smallnets.data import Digits, chunks
 from smallnets.data.loader import BatchLoader
@@ -118,6 +119,20 @@ def test_other_limits_do_not_wait_and_a_fit_that_stops_before_the_masks_is_over(
             trainer.should_stop = True
 
     assert run({"nonzero_parameters": 466}, Stop()) == ("nonzero_parameters 910 > limit 466", 5)
+
+
+def test_a_trial_that_its_pruner_stops_before_the_masks_is_pruned_and_not_over_the_budget(here):
+    record = RunRecord(here / "run")
+
+    class Pruner(L.Callback):
+        def on_validation_end(self, trainer, module):
+            if not trainer.sanity_checking:
+                trainer.should_stop = True
+                record.prune()
+
+    fit(classifier(), ParameterBudget(nonzero_parameters=466), PruningSchedule(density=0.5, at="7it"), Pruner(), record)
+    row = read_row(here / "run")
+    assert (row["status"], row["error"], row["epochs"], row["nonzero_parameters"]) == ("pruned", None, 1, 910)
 
 
 def test_the_nonzero_count_is_logged_before_and_after_the_masks(here, tiny):

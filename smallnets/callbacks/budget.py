@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from smallnets.callbacks.record import RunRecord
 from smallnets.errors import UserError
 from smallnets.measure import Budget, Counts, count
 
@@ -24,7 +25,7 @@ class ParameterBudget(Callback):
     in this fit (`changes_ahead` of `ChannelPruning`), the check waits for the first batch after it. While one says that
     masks will still remove weights (`masks_ahead` of `PruningSchedule` and `LotteryTicket`), the limit on nonzero
     parameters alone waits: for the last of these changes, or for the end of a fit that stops before it. Then the counts
-    are logged again.
+    are logged again. A search's trial that its pruner stops is not checked at its end: it would have lost them later.
 
     Args:
         parameters: all trainable parameters; limits are numbers or strings such as "5M" (5,000,000) and "200k".
@@ -81,7 +82,8 @@ class ParameterBudget(Callback):
             self._check_and_log(trainer, pl_module, trainer.global_step, waits)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self._checked and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        stopped = any(isinstance(each, RunRecord) and each.pruned for each in trainer.callbacks)  # type: ignore[attr-defined]
+        if not self._checked and not stopped and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             # In the row of the last step that was taken, as Lightning counts them from 0.
             self._check_and_log(trainer, pl_module, max(0, trainer.global_step - 1))
 

@@ -15,14 +15,15 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from smallnets.callbacks.board import board, drawn, has_board
 from smallnets.errors import UserError
 from smallnets.results.pictures import captioned, confusion_picture
-from smallnets.results.predictions import Predictions
+from smallnets.results.predictions import Predictions, named
 
 
 class TensorBoardTest(Callback):
     """Writes `test/confusion` and `test/mistakes`, the most confident ones, with the names of their classes.
 
     They come from the logits that `test_step` returns: the test images are read by the test's own pass alone. Nothing
-    is written, and nothing kept, where the trainer has no TensorBoard and no folder was given.
+    is written, and nothing kept, where the trainer has no TensorBoard and no folder was given. Logits beyond the
+    classes are one, "none".
 
     Args:
         mistakes: how many are shown.
@@ -41,7 +42,8 @@ class TensorBoardTest(Callback):
         self._seen: Seen | None = None
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._seen = Seen(self._mistakes) if self._folder is not None or has_board(trainer) else None
+        wanted = self._folder is not None or has_board(trainer)
+        self._seen = Seen(self._mistakes, len(_classes(trainer, pl_module)) or None) if wanted else None
 
     def on_test_batch_end(
         self,
@@ -68,9 +70,11 @@ class TensorBoardTest(Callback):
                 return
             step = trainer.global_step if self._step is None else self._step
             data: Any = getattr(trainer, "datamodule", None)
-            classes = [str(each) for each in getattr(data, "classes", None) or range(len(seen.confusion))]
+            classes = _classes(trainer, pl_module) or [str(each) for each in range(len(seen.confusion))]
             images = seen.images if data is None else drawn(seen.images, data)
-            writer.add_image("test/confusion", confusion_picture(seen.confusion, classes), step)
+            writer.add_image(
+                "test/confusion", confusion_picture(seen.confusion, named(classes, len(seen.confusion))), step
+            )
             writer.add_image("test/mistakes", captioned(images, captions(seen.worst, classes)), step)
 
     @contextmanager
@@ -90,10 +94,12 @@ class TensorBoardTest(Callback):
 def captions(worst: Predictions, classes: Sequence[str]) -> list[tuple[str, str, str]]:
     """Three lines an image: its class, what it was taken for, and with which probability.
 
-    The probability has a line of its own: `captioned` cuts lines that are wider than their image.
+    The probability has a line of its own: `captioned` cuts lines that are wider than their image. A logit beyond the
+    classes is called "none".
     """
+    names = named(classes, worst.logits.shape[1])
     rows = zip(worst.labels.tolist(), worst.predicted.tolist(), worst.confidence.tolist(), strict=True)
-    return [(f"is {classes[true]}", f"said {classes[said]}", f"probability {sure:.3f}") for true, said, sure in rows]
+    return [(f"is {names[true]}", f"said {names[said]}", f"probability {sure:.3f}") for true, said, sure in rows]
 
 
 class Seen:
@@ -102,13 +108,18 @@ class Seen:
     Law: `worst` are those that `Predictions.mistakes(most)` would choose among all images, in its order; only
     2 * `most` and a batch of images are ever held.
 
+    Args:
+        most: how many mistakes are kept.
+        classes: C, by default the number of logits.
+
     Attributes:
-        confusion: int64 (C, C), rows true; None before the first batch.
+        confusion: int64 (C, C), rows true, or (C + 1, C + 1) with more logits than classes (`Predictions.confusion`);
+            None before the first batch.
         images, worst: (n, channels, height, width) and the predictions of these; None before the first batch.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, most: int, classes: int | None = None) -> None:
+        self.most, self.classes = most, classes
         self.confusion: Tensor | None = None
         self.images: Tensor | None = None
         self.worst: Predictions | None = None
@@ -116,7 +127,7 @@ class Seen:
     def add(self, images: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Adds a batch: images, logits (N, C) and labels (N,)."""
         batch = Predictions(logits.detach().float().cpu(), labels.cpu())
-        self.confusion = batch.confusion() + (0 if self.confusion is None else self.confusion)
+        self.confusion = batch.confusion(self.classes) + (0 if self.confusion is None else self.confusion)
         self._keep(images, batch)
 
     def _keep(self, images: Tensor, batch: Predictions) -> None:
@@ -136,12 +147,18 @@ class Seen:
         if trainer.world_size == 1:
             return self
         assert self.confusion is not None and self.images is not None and self.worst is not None
-        device, all_ranks = trainer.strategy.root_device, Seen(self.most)
+        device, all_ranks = trainer.strategy.root_device, Seen(self.most, self.classes)
         all_ranks.confusion = trainer.strategy.reduce(self.confusion.to(device), reduce_op="sum").cpu()
         shares = [gather_all_tensors(value.to(device)) for value in (self.images, self.worst.logits, self.worst.labels)]
         for images, logits, labels in zip(*shares, strict=True):
             all_ranks._keep(images, Predictions(logits.cpu(), labels.cpu()))
         return all_ranks
+
+
+def _classes(trainer: Any, module: Any) -> list[str]:
+    """Names of the data's classes, or their numbers; empty where nobody knows how many there are."""
+    data: Any = getattr(trainer, "datamodule", None)
+    return [str(each) for each in getattr(data, "classes", None) or range(getattr(module, "num_classes", None) or 0)]
 
 
 def _at(predictions: Predictions, places: Tensor) -> Predictions:

@@ -54,6 +54,11 @@ class RunRecord(Callback):
         """Says that the run is being stopped as one that is not worth its further epochs."""
         self._pruned = True
 
+    @property
+    def pruned(self) -> bool:
+        """Whether `prune` was called in this fit."""
+        return self._pruned
+
     # -- the run's clock ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:

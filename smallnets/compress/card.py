@@ -13,6 +13,7 @@ from smallnets.measure import Counts
 from smallnets.measure.latency import Latency
 from smallnets.measure.memory import Memory
 from smallnets.measure.micronet import MicroNet
+from smallnets.results.predictions import NONE
 from smallnets.surgery import FakeQuantized
 
 UNKNOWN = "not known"
@@ -84,7 +85,7 @@ def card(subject: Subject, facts: Facts, file: Path) -> str:
         f"- input: float32, (N, {c}, {h}, {w}), {batch}; channels {channels}",
         f"- normalisation: (pixel / 255 - mean) / std, mean {_numbers(subject.mean)}, std {_numbers(subject.std)}",
         "- output: float32 logits, (N, classes), not normalised; the largest is the class",
-        f"- classes: {', '.join(subject.classes) or UNKNOWN}",
+        f"- classes: {', '.join(subject.classes) or UNKNOWN}{_surplus(subject)}",
         "",
         "## Use",
         "",
@@ -155,6 +156,8 @@ def usage(subject: Subject, format: str, name: str) -> str | None:
     weights = ", ".join(f"[{each}]" for each in LUMA)
     gray = f"image = np.concatenate([image, image @ np.float32([{weights}])], 2)\n" if kind == "gray" else ""
     classes = json.dumps(subject.classes, ensure_ascii=False) if subject.classes else "range(logits.shape[1])"
+    if extra := len(subject.logit_names) - len(subject.classes):
+        classes += f' + ["{NONE}"] * {extra}'
     opened, call = {
         "onnx": (
             f'import onnxruntime\n\nrun = onnxruntime.InferenceSession("{name}").run',
@@ -180,6 +183,11 @@ image = (pixels - mean) / std
 logits = {call}
 classes = {classes}
 print(classes[logits[0].argmax()])"""
+
+
+def _surplus(subject: Subject) -> str:
+    extra = len(subject.logit_names) - len(subject.classes)
+    return f"; {extra} further logits stand for {NONE}" if extra else ""
 
 
 def _lines_for(subject: Subject) -> str | None:

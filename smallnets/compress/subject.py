@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 
 from smallnets.models.name import name_of
 from smallnets.results.load import CHECKPOINT_KEY, fake_quantized, network_of, read_checkpoint
+from smallnets.results.predictions import named
 from smallnets.results.row import read_row
 from smallnets.results.run import RunFolder
 from smallnets.surgery.fake_quantize import FakeQuantized
@@ -50,6 +51,14 @@ class Subject:
     def shape(self) -> tuple[int, int, int]:
         """(channels, rows, columns) of one image."""
         return self.in_channels, self.image_size, self.image_size
+
+    @property
+    def logit_names(self) -> list[str]:
+        """The classes, and "none" for every logit beyond them; empty where the classes are not known."""
+        if not self.classes:
+            return []
+        with torch.no_grad():
+            return named(self.classes, self.net(self.made_up_images(1)).shape[1])
 
     def with_row_of_now(self) -> "Subject":
         """The same with the run's row as it stands now."""

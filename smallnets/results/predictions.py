@@ -1,6 +1,6 @@
 """`predict`: what a network says of images whose labels are known, and what can be read from it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,6 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from smallnets.errors import UserError
+
+# What a logit beyond the classes stands for: document 001 trains ten classes on a head of 1,000.
+NONE = "none"
+
+
+def named(classes: Sequence[str], width: int) -> list[str]:
+    """A name for each of `width` logits: those of the classes, and "none" for every one beyond them."""
+    return [*classes, *[NONE] * (width - len(classes))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,16 +63,22 @@ class Predictions:
         known = self.labels >= 0
         return float((self.predicted == self.labels)[known].double().mean())
 
-    def confusion(self) -> Tensor:
+    def confusion(self, classes: int | None = None) -> Tensor:
         """(C, C), int64: how many images of each class, the row, were taken for each class, the column.
 
         A row's sum is the class's number of images, the trace the number of correct predictions.
+
+        Args:
+            classes: C, by default the number of logits. Where there are more logits than that, one row and column come
+                after the classes, (C + 1, C + 1), for all of those together: of no image, but perhaps a prediction.
         """
         from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-        return multiclass_confusion_matrix(
-            self.predicted, self.labels, num_classes=self.logits.shape[1], ignore_index=-1
-        )
+        width = self.logits.shape[1]
+        predicted, number = self.predicted, width if classes is None else classes
+        if width > number:
+            predicted, number = predicted.clamp(max=number), number + 1
+        return multiclass_confusion_matrix(predicted, self.labels, num_classes=number, ignore_index=-1)
 
     def mistakes(self, n: int | None = None) -> Tensor:
         """Positions of the wrongly predicted images, the most confident first, at most `n`; int64.

@@ -269,12 +269,14 @@ class Classifier(L.LightningModule):
         if self.mixup and self.cutmix:
             # The coin is thrown on the host: a function of the place, and no wait for the device.
             use_mixup = mix(self._seed, STREAM_MIX, self.drawn_epoch, batch_idx) % 2 == 0
-        targets = F.one_hot(labels, self.num_classes).to(images.dtype)
+        targets = F.one_hot(labels, self.num_classes).to(images.dtype)  # `_loss` widens them to the logits
         if use_mixup:
             return mixup(images, targets, self.mixup, generator)
         return cutmix(images, targets, self.cutmix, generator)
 
     def _loss(self, images: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+        if targets.ndim == 2 and (surplus := logits.shape[1] - targets.shape[1]) > 0:
+            targets = F.pad(targets, (0, surplus))  # a logit beyond the classes has no share in any image
         if not self._teacher:
             return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         teacher = self._teacher[0]

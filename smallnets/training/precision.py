@@ -15,7 +15,8 @@ def has_bf16_units() -> bool:
     if machine in ("x86_64", "amd64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if machine in ("arm64", "aarch64"):
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        # Only builds with oneDNN can tell; macOS's may come without.
+        return not torch.backends.mkldnn.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return True
 
 

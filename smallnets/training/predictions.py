@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from smallnets.results.predictions import named
 from smallnets.results.row import write_text
 
 
@@ -18,7 +19,7 @@ def write_predictions(path: Path, batches: Sequence[tuple[Tensor, Tensor]] | Any
         path: the file to write.
         batches: (probabilities (N, classes), labels (N,), -1 where unknown), in the order of the images.
         data: has `classes` (names) and `predict_files` (one an image, in order; empty for the validation split, whose
-            images are named by their position).
+            images are named by their position). A prediction beyond the classes is called "none".
     """
     files = list(data.predict_files)
     text = io.StringIO()
@@ -27,9 +28,10 @@ def write_predictions(path: Path, batches: Sequence[tuple[Tensor, Tensor]] | Any
     row = 0
     for probabilities, labels in batches:
         best, index = probabilities.max(1)
+        names = named(data.classes, probabilities.shape[1])
         for p, i, label in zip(best.tolist(), index.tolist(), labels.tolist(), strict=True):
             known = data.classes[label] if label >= 0 else ""
-            writer.writerow([files[row] if files else row, known, data.classes[i], f"{p:.6f}"])
+            writer.writerow([files[row] if files else row, known, names[i], f"{p:.6f}"])
             row += 1
     write_text(path, text.getvalue())
     return row

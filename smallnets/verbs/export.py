@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
         calibrates = options.dtype == "int8" and not trained
         calibration = images.of("train", options.calibration)[0] if calibrates else None
         notes = {"net": subject.name, "mean": str(list(subject.mean)), "std": str(list(subject.std))}
-        notes["classes"] = ", ".join(subject.classes)
+        notes["classes"] = ", ".join(subject.logit_names)
         page = out.with_name(out.name + ".md")
         with _beside(out) as part:
             to_file(subject.net, part, subject.shape, options.format, options.dtype, calibration, notes)
