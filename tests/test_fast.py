@@ -145,6 +145,7 @@ def test_what_needs_single_batches_is_refused(here, tiny, capsys, option, says):
     assert len(error.strip().splitlines()) <= 2
 
 
+@pytest.mark.thorough
 def test_two_processes_end_as_in_the_default_mode(here, tiny, own):
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=20"]
     run = tiny("fit", *HARD, *two, net="own_nets.Net")

@@ -19,7 +19,7 @@ from smallnets.cli import main
 from smallnets.errors import UserError
 from smallnets.results import read_row
 from smallnets.results.run import check_name
-from smallnets.verbs.messages import as_user_errors, full_disk_in_threads, parser_message, trainer_message
+from smallnets.verbs.messages import RESUME, as_user_errors, full_disk_in_threads, parser_message, trainer_message
 
 pytestmark = pytest.mark.filterwarnings("default::smallnets.callbacks.HealthWarning")
 
@@ -213,6 +213,7 @@ class CtrlCInValidation(Callback):
 '''
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("callback", "stood"),
     [
@@ -305,7 +306,7 @@ def test_an_error_of_a_thread_is_told_once_and_never_lost():
         raise OSError(errno.ENOSPC, "No space left on device")
 
     said = r"No space left on device; .*make room"
-    with pytest.raises(UserError, match=said), as_user_errors(), full_disk_in_threads():
+    with pytest.raises(UserError, match=said), as_user_errors(on_full=RESUME), full_disk_in_threads():
         in_thread(fill)
     # What the block itself raises comes first.
     with pytest.raises(ZeroDivisionError), full_disk_in_threads():

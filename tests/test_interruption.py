@@ -150,6 +150,7 @@ def test_a_row_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert read_row(tmp_path)["status"] == "finished"
 
 
+@pytest.mark.thorough
 def test_two_processes_share_an_epoch_and_hold_the_same(here, tiny, own, tmp_path):
     """DDP on two gloo processes: each image once an epoch, the same split, the same weights, and resume is exact."""
     out = tmp_path / "ranks"
@@ -196,7 +197,7 @@ class Keeps(Callback):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("pruning", [MASKS, CHANNELS], ids=["masks", "channels"])
 def test_two_processes_resumed_within_a_schedule_end_where_the_uninterrupted_ones_end(here, tiny, own, pruning):
     """Resumed from step 6: one change is behind them, and one or two are ahead."""

@@ -381,8 +381,11 @@ UNIT = "--trainer.callbacks.unit=quaternion"
 @pytest.mark.parametrize(
     ("net", "step", "more"),
     [
-        ("own_nets.Net", 29, []), ("own_nets.Net", 26, []), ("own_nets.Net", 24, []), ("quaternion", 26, [UNIT]),
-        ("own_nets.Net", 4, []), ("own_nets.Net", 8, []),
+        ("own_nets.Net", 26, []),
+        *(pytest.param(*case, marks=pytest.mark.thorough) for case in (
+            ("own_nets.Net", 29, []), ("own_nets.Net", 24, []), ("own_nets.Net", 4, []), ("own_nets.Net", 8, []),
+            ("quaternion", 26, [UNIT]),
+        )),
     ],
 )  # fmt: skip
 def test_killed_in_a_round_and_resumed_it_ends_where_the_uninterrupted_run_ends(here, tiny, own, net, step, more):
@@ -396,6 +399,7 @@ def test_killed_in_a_round_and_resumed_it_ends_where_the_uninterrupted_run_ends(
     assert_same_runs(here, "whole", "cut")
 
 
+@pytest.mark.thorough
 def test_killed_in_fine_tuning_the_rate_stays_constant(here, tiny, own):
     plan = ("--trainer.callbacks.rewind=none", "--trainer.max_epochs=9")
     run = tiny("fit", *HARD, *plan, "--checkpoint_every=1", net="own_nets.Net")
@@ -406,6 +410,7 @@ def test_killed_in_fine_tuning_the_rate_stays_constant(here, tiny, own):
     assert_same_runs(here, "whole", "cut")
 
 
+@pytest.mark.thorough
 def test_the_fast_mode_ends_as_the_default_mode_also_when_it_was_killed(here, tiny, own, monkeypatch):
     monkeypatch.setattr(chunks, "STEPS", 2)
     run = tiny("fit", *LATE, net="own_nets.Net")
@@ -422,6 +427,7 @@ def test_the_fast_mode_ends_as_the_default_mode_also_when_it_was_killed(here, ti
     assert_same_runs(here, "plain", "cut")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("net", "more", "kept"), [("own_nets.Net", [], 250), ("quaternion", [UNIT], 4 * 11 + 204)])
 def test_two_processes_hold_the_same_masks_and_weights(here, tiny, own, tmp_path, net, more, kept):
     out = tmp_path / "ranks"

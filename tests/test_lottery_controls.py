@@ -274,6 +274,7 @@ def test_several_rounds_in_one_fit_are_those_of_a_fit_each(here, lottery, name):
             assert entry["val_accuracy"] == row["val_accuracy_last"] and entry["from_round"].endswith(f"{number}.ckpt")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("control", ["random_mask", "narrow"])
 def test_two_processes_hold_the_same_control(here, tiny, own, tmp_path, control):
     """From a round of a lottery that chose at random: the masks of one process, and equal weights on both ranks."""

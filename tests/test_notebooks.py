@@ -140,6 +140,7 @@ def test_the_notebooks_are_those_that_are_checked() -> None:
     assert re.findall(r"\]\(notebooks/(\w+)\.ipynb\)", (ROOT / "README.md").read_text()) == NAMES
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_and_gives_what_it_says(name: str, execute: Callable[[Any], Any]) -> None:

@@ -106,7 +106,7 @@ def test_document_004s_searches(name, optimizers, batches, trials, epochs) -> No
     assert list(space["data.batch_size"].choices) == [str(n) for n in batches]
     rate = space["model.optimizer.lr"]
     assert (rate.low, rate.high, rate.log) == (1e-5, 0.1, True)
-    assert (made.trials, made.sampler, list(made.pruner)) == (trials, "tpe", ["median"])
+    assert (made.trials, made.sampler, list(made.pruner)) == (trials, ("tpe", {}), ["median"])
     drawn = made.draw(lambda d: next(iter(d.choices)) if d.choices else d.low)
     fit = resolver()
     found = settings_of(fit._plain(fit._parse(made.arguments(drawn))))

@@ -491,6 +491,7 @@ def test_two_processes_hold_the_same_masks(here, tiny, own):
     assert masks.kept == round(masks.total / 10)
 
 
+@pytest.mark.thorough
 def test_two_processes_fail_together(here, tiny, own):
     (own / "ranks.py").write_text(RANKS)
     fails = [*options(density=0.5, at="3it"), "--trainer.callbacks+=ranks.Fails", "--name=fails"]

@@ -316,6 +316,7 @@ class Ranks(Callback):
 """
 
 
+@pytest.mark.thorough
 def test_two_processes_hold_the_same_ranges(here, tiny, own):
     """Ranges move towards the widest of both processes' batches."""
     (own / "ranks.py").write_text(RANKS)

@@ -169,6 +169,7 @@ read before
     assert not_printed(block, lines, own | other) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(1800)
 def test_every_command_runs_and_prints_what_is_shown(clone, capsys, cifar):
     """README's in their order, then those that the pages have besides, in one folder; and the pages' examples.
@@ -210,6 +211,7 @@ def test_every_command_runs_and_prints_what_is_shown(clone, capsys, cifar):
     assert problems == []
 
 
+@pytest.mark.thorough
 def test_the_python_block_runs(clone):
     (block,) = blocks("python")
     scope: dict = {}

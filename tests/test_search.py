@@ -384,6 +384,7 @@ def test_the_best_is_trained_anew_on_fresh_seeds_and_tested(here, capsys):
     assert sorted(row["seed"] for row in tested) == [1, 2] and all(row["test_reads"] == 1 for row in tested)
 
 
+@pytest.mark.thorough
 def test_a_search_that_is_killed_ends_where_an_uninterrupted_one_ends(here, own, capsys):
     space = {LR: {"low": 0.01, "high": 0.3, "log": True}, "model.net.width": {"choices": [4, 8]}}
     spec = {"asks": "Which?", "space": space, "pruner": "median",

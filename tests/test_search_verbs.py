@@ -41,6 +41,7 @@ sys.exit(verb.run(sys.argv[2:]))
 """
 
 
+@pytest.mark.thorough
 def test_two_workers_of_one_command_share_the_trials(here, monkeypatch, capfd):
     search(here, space=SPACE, sampler="random", seed=5)
     (here / "search.py").write_text(SEARCH.format(tests=str(Path(__file__).parent)))

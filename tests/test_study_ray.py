@@ -36,6 +36,7 @@ def bench(tmp_path: Path) -> Bench:
     return bench
 
 
+@pytest.mark.thorough
 def test_two_workers_one_killed_leave_the_rows_of_a_local_run(bench, tmp_path):
     """SIGKILL takes Ray's own process from above a worker; both are started anew, by Ray, and the run is taken up."""
     local = Bench(tmp_path / "local")

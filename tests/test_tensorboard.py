@@ -231,6 +231,7 @@ def test_confusion_and_mistakes_come_from_the_one_pass_of_the_test(here, tiny, m
     assert len(seen) == 1 and len(read(folder).Images("test/confusion")) == 1
 
 
+@pytest.mark.thorough
 def test_two_processes_draw_what_one_draws(here, tiny):
     assert main(tiny("fit", "--name=one")) == 0
     path = f"--ckpt_path={here}/lightning_logs/one/run-1/checkpoints/best.ckpt"
